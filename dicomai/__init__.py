@@ -1,0 +1,1 @@
+"""A daemon beside a PACS that scores imaging studies and sends overlays and reports back."""

@@ -1,0 +1,1 @@
+"""The Storage SCU, and when to try again."""

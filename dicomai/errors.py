@@ -1,0 +1,83 @@
+"""Every error of the program.
+
+DicomaiError
+├── Misuse                  what a person typed or wrote into a file (exit code 2)
+├── Unready                 the surroundings are not as they must be (exit code 1)
+│   ├── DatabaseUnready
+│   ├── ModelDamaged
+│   └── PortInUse
+├── Retryable               the same thing may work later
+│   ├── PeerUnreachable
+│   └── PeerBusy
+├── Rejected                the same thing will never work
+│   ├── UnsupportedPixels
+│   ├── NotDicom
+│   └── PeerRefused
+└── LeaseLost               somebody else holds the work now
+"""
+
+
+class DicomaiError(Exception):
+    """The message is one line for a person: what is wrong and what to do."""
+
+    exit_code = 1
+
+
+class Misuse(DicomaiError):
+    """A setting, option or argument that cannot be used."""
+
+    exit_code = 2
+
+
+class Unready(DicomaiError):
+    """Something that the program stands on is missing or damaged."""
+
+
+class DatabaseUnready(Unready):
+    """The database cannot be reached, is not migrated, or is newer than the code."""
+
+
+class ModelDamaged(Unready):
+    """A model package that cannot be read, or whose weights are not the ones it names."""
+
+
+class PortInUse(Unready):
+    """Another program listens where this one should."""
+
+
+class Retryable(DicomaiError):
+    """Worth another attempt after a wait."""
+
+
+class PeerUnreachable(Retryable):
+    """No association with the peer, or it ended without an answer."""
+
+
+class PeerBusy(Retryable):
+    """The peer answered that it is out of resources (status A7xx, PS3.4 B.2.3)."""
+
+
+class Rejected(DicomaiError):
+    """Not worth another attempt."""
+
+    code = "rejected"
+
+
+class UnsupportedPixels(Rejected):
+    """Pixel data that cannot be decoded or shown."""
+
+    code = "undecodable"
+
+
+class NotDicom(Rejected):
+    """A file or dataset without what every stored DICOM object has."""
+
+    code = "not-dicom"
+
+
+class PeerRefused(Rejected):
+    """The peer will not take this object, now or later."""
+
+
+class LeaseLost(DicomaiError):
+    """The work was given to another worker, or its study has changed."""

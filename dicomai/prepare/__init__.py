@@ -1,0 +1,1 @@
+"""From stored objects to what a network and a person see."""

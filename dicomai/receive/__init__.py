@@ -1,0 +1,1 @@
+"""The Storage SCP and the folder that keeps what it receives."""

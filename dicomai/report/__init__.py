@@ -1,0 +1,1 @@
+"""The objects that go back: Secondary Capture and Structured Report."""

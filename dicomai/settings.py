@@ -1,0 +1,181 @@
+"""Settings: one TOML file, frozen sections, overrides from the environment."""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from dicomai.errors import Misuse
+
+PREFIX = "DICOMAI_"
+DEFAULT_FILE = Path("config/dicomai.toml")
+
+
+def shipped(name: str) -> Path:
+    """A file or folder that travels with the program: from the wheel, or from the repository."""
+    package = Path(__file__).parent
+    inside = package / "shipped" / name
+    return inside if inside.exists() else package.parent / name
+
+
+def _ae_title(value: str) -> str:
+    # PS3.5 6.2, VR AE: at most 16 characters of the default repertoire, not only spaces, no "\".
+    if not value.strip() or len(value) > 16 or "\\" in value or not value.isascii():
+        raise ValueError("an AE title has 1 to 16 ASCII characters and no backslash")
+    return value.strip()
+
+
+AETitle = Annotated[str, AfterValidator(_ae_title)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Database(_Section):
+    """Where the rows live."""
+
+    url: str = "sqlite:///var/dicomai.db"
+
+
+class Receive(_Section):
+    """The Storage SCP."""
+
+    ae_title: AETitle = "DICOMAI"
+    host: str = "0.0.0.0"  # a PACS is another machine
+    port: Port = 11112
+    calling_ae_titles: tuple[AETitle, ...] = ()
+    max_associations: int = Field(default=20, ge=1)
+    quiet_seconds: Seconds = 10.0
+    release_quiet_seconds: Seconds = 2.0
+
+
+class Infer(_Section):
+    """Scoring."""
+
+    model: str = "chest-starter"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int = Field(default=2, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    lease_seconds: float = Field(default=60.0, ge=3)
+    max_attempts: int = Field(default=3, ge=1)
+
+
+class Deliver(_Section):
+    """Sending results, and when to try again."""
+
+    timeout_seconds: float = Field(default=30.0, gt=0)
+    first_retry_seconds: float = Field(default=5.0, gt=0)
+    longest_retry_seconds: float = Field(default=900.0, gt=0)
+    max_attempts: int = Field(default=300, ge=1)
+    batch_size: int = Field(default=50, ge=1)
+
+
+class Destination(_Section):
+    """A PACS that gets results."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    ae_title: AETitle
+    host: str
+    port: Port
+    outputs: tuple[Literal["sc", "sr"], ...] = ("sc", "sr")
+
+
+class Schedule(_Section):
+    """What happens by the clock (cron: minute hour day month weekday)."""
+
+    sweep: str = "*/10 * * * *"
+
+
+class Settings(BaseSettings):
+    """All settings; config/dicomai.toml explains each key."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=PREFIX, env_nested_delimiter="__"
+    )
+
+    data_dir: Path = Path("var")
+    database: Database = Database()
+    receive: Receive = Receive()
+    infer: Infer = Infer()
+    deliver: Deliver = Deliver()
+    schedule: Schedule = Schedule()
+    destinations: tuple[Destination, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "Settings":
+        names = [destination.name for destination in self.destinations]
+        if len(set(names)) < len(names):
+            raise ValueError("two destinations have the same name")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the file."""
+        return env_settings, init_settings
+
+
+def load(path: Path | None) -> Settings:
+    """Read the settings file, or config/dicomai.toml here, or the one that the program ships.
+
+    Raises Misuse with the key that is wrong.
+    """
+    if path is None:
+        path = DEFAULT_FILE if DEFAULT_FILE.is_file() else shipped("config/dicomai.toml")
+    try:
+        values = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise Misuse(f"there is no settings file {path}: name one with --config") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise Misuse(f"cannot read the settings file {path}: {error}") from error
+    _refuse_unknown_overrides()
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise Misuse(f"settings ({path}): {_first(error)}") from error
+    except ValueError as error:  # an override that should be JSON and is not
+        raise Misuse(f"settings in the environment: {error}") from error
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"]) or "settings"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key '{key}': correct or remove it"
+    return f"'{key}': {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _refuse_unknown_overrides() -> None:
+    # pydantic-settings passes over variables that name no key; a misspelt one must not go unseen.
+    for name in os.environ:
+        if not name.startswith(PREFIX) or "__" not in name:
+            continue
+        section, _, key = name.removeprefix(PREFIX).lower().partition("__")
+        field = Settings.model_fields.get(section)
+        kind = field.annotation if field else None
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)) or (
+            key not in kind.model_fields
+        ):
+            raise Misuse(f"the environment variable {name} names no setting: correct or unset it")
+
+
+def as_toml_like(settings: Settings) -> dict[str, Any]:
+    """Plain values for printing, the password of the database URL hidden."""
+    values: dict[str, Any] = settings.model_dump(mode="json")
+    url = values["database"]["url"]
+    if "@" in url and ":" in url.split("@")[0].split("//")[-1]:
+        user = url.split("//")[-1].split(":")[0]
+        values["database"]["url"] = f"{url.split('//')[0]}//{user}:***@{url.split('@', 1)[1]}"
+    return values

@@ -1,0 +1,1 @@
+"""The database: tables, states, the queue and what is read."""

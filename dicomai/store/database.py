@@ -1,0 +1,152 @@
+"""One database: how it is opened, its clock, its transactions and its schema's version."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import alembic.command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, Table, create_engine, event, func, inspect, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+
+from dicomai.errors import DatabaseUnready, Misuse
+
+BUSY_SECONDS = 30
+
+
+class Database:
+    """An engine with its transactions; clock replaces the database's own in tests."""
+
+    def __init__(self, engine: Engine, clock: Callable[[], datetime] | None = None) -> None:
+        self.engine = engine
+        self.is_sqlite = engine.dialect.name == "sqlite"
+        self._clock = clock
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that may write; on SQLite it holds the one write lock from its start."""
+        with self.engine.connect().execution_options(immediate=True) as connection:
+            with connection.begin():
+                yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads."""
+        with self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    def now(self, connection: Connection) -> datetime:
+        """The database's clock on Postgres, so that several hosts agree; this host's on SQLite."""
+        if self._clock is not None:
+            return self._clock()
+        if self.is_sqlite:
+            return datetime.now(UTC)
+        moment: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+        return moment.astimezone(UTC)
+
+    def insert(self, table: Table) -> Any:
+        """An INSERT that knows ON CONFLICT."""
+        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
+
+
+def open_database(url: str, clock: Callable[[], datetime] | None = None) -> Database:
+    """Open SQLite or Postgres by its SQLAlchemy URL; nothing is created but SQLite's folder."""
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() not in {"sqlite", "postgresql"}:
+            raise Misuse(f"database.url: '{parsed.drivername}' is neither sqlite nor postgresql")
+        if parsed.get_backend_name() == "sqlite":
+            return Database(_sqlite_engine(url, parsed.database), clock)
+        return Database(create_engine(url, pool_pre_ping=True), clock)
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise Misuse(f"database.url cannot be read: {error}") from error
+    except ImportError as error:
+        raise Misuse(f"{error}: install dicomai[postgres]") from error
+
+
+def _sqlite_engine(url: str, file: str | None) -> Engine:
+    if not file or file == ":memory:":
+        raise Misuse("database.url: SQLite needs a file, because several processes share it")
+    try:
+        Path(file).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise DatabaseUnready(f"cannot make the folder of {file}: {error}") from error
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # BEGIN is ours, below
+        connection.execute("PRAGMA journal_mode=WAL")
+        # What was acknowledged survives a power cut: the log is fsynced at each commit.
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        immediate = connection.get_execution_options().get("immediate", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+    return engine
+
+
+def upgrade(database: Database, migrations: Path, revision: str = "head") -> None:
+    """Run the migrations up to a revision."""
+    config = _alembic(migrations)
+    with database.engine.connect().execution_options(immediate=True) as connection:
+        config.attributes["connection"] = connection
+        alembic.command.upgrade(config, revision)
+
+
+def downgrade(database: Database, migrations: Path, revision: str) -> None:
+    """Run the migrations down to a revision; "base" drops everything."""
+    config = _alembic(migrations)
+    with database.engine.connect().execution_options(immediate=True) as connection:
+        config.attributes["connection"] = connection
+        alembic.command.downgrade(config, revision)
+
+
+def _alembic(migrations: Path) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(migrations).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def current_revision(database: Database) -> str | None:
+    """The schema's version; None where the database is empty. Raises DatabaseUnready."""
+    try:
+        with database.read() as connection:
+            if not inspect(connection).has_table("alembic_version"):
+                return None
+            row = connection.exec_driver_sql("SELECT version_num FROM alembic_version").first()
+            return row[0] if row else None
+    except DBAPIError as error:
+        raise unreachable(database, error) from error
+
+
+def require_current(database: Database, migrations: Path) -> None:
+    """Raise DatabaseUnready unless the schema is the one that this code was written for."""
+    found = current_revision(database)
+    script = ScriptDirectory.from_config(_alembic(migrations))
+    head = script.get_current_head()
+    if found == head:
+        return
+    if found is None:
+        raise DatabaseUnready("the database is empty: run 'dicomai db upgrade'")
+    if found in {revision.revision for revision in script.walk_revisions()}:
+        raise DatabaseUnready(f"the database is at {found}, not {head}: run 'dicomai db upgrade'")
+    raise DatabaseUnready(
+        f"the database is at {found}, newer than this dicomai: install a newer one"
+    )
+
+
+def unreachable(database: Database, error: DBAPIError) -> DatabaseUnready:
+    """One line for a person, without the password."""
+    where = database.engine.url.render_as_string(hide_password=True)
+    words = str(error.orig).strip().splitlines() or ["no answer"]
+    return DatabaseUnready(f"cannot use the database {where}: {words[0]}: check database.url")

@@ -1,0 +1,279 @@
+"""What is read: for the roles, the command line and people. Nothing here writes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Boolean, Float, Integer, String, column, func, select, table
+
+from dicomai.store.database import Database
+from dicomai.store.tables import (
+    UtcDateTime,
+    analysis,
+    delivery,
+    event,
+    instance,
+    prediction,
+    result,
+    study,
+    task,
+)
+from dicomai.study import Instance, Score
+
+Row = dict[str, Any]
+
+v_finding = table(
+    "v_finding",
+    column("study_instance_uid", String),
+    column("series_instance_uid", String),
+    column("sop_instance_uid", String),
+    column("frame_number", Integer),
+    column("label", String),
+    column("code", String),
+    column("code_scheme", String),
+    column("probability", Float),
+    column("threshold", Float),
+    column("positive", Boolean),
+    column("model_name", String),
+    column("model_version", String),
+    column("analyzed_at", UtcDateTime),
+)
+
+v_study = table(
+    "v_study",
+    column("study_instance_uid", String),
+    column("state", String),
+    column("revision", Integer),
+    column("analyzed_revision", Integer),
+    column("reason", String),
+    column("due_at", UtcDateTime),
+    column("received_at", UtcDateTime),
+    column("last_received_at", UtcDateTime),
+    column("instances", Integer),
+    column("instances_not_analyzed", Integer),
+    column("model_name", String),
+    column("model_version", String),
+    column("analyzed_at", UtcDateTime),
+    column("deliveries_waiting", Integer),
+    column("delivered_at", UtcDateTime),
+    column("turnaround_seconds", Float),
+)
+
+v_delivery = table(
+    "v_delivery",
+    column("study_instance_uid", String),
+    column("sop_instance_uid", String),
+    column("kind", String),
+    column("destination", String),
+    column("state", String),
+    column("attempts", Integer),
+    column("next_attempt_at", UtcDateTime),
+    column("last_error", String),
+    column("created_at", UtcDateTime),
+    column("delivered_at", UtcDateTime),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FindingFilter:
+    """Which findings to list; None: no bound."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+    label: str | None = None
+    min_probability: float | None = None
+    study_instance_uid: str | None = None
+    model_version: str | None = None
+    positive: bool = False
+
+
+def _rows(database: Database, statement: Any) -> list[Row]:
+    with database.read() as connection:
+        return [dict(row) for row in connection.execute(statement).mappings()]
+
+
+def findings(database: Database, wanted: FindingFilter, limit: int | None = None) -> list[Row]:
+    """Findings of each study's newest analysis, one a frame and label, newest first."""
+    view = v_finding.c
+    bounds = (
+        (wanted.since, lambda value: view.analyzed_at >= value),
+        (wanted.until, lambda value: view.analyzed_at < value),
+        (wanted.label, lambda value: view.label == value),
+        (wanted.min_probability, lambda value: view.probability >= value),
+        (wanted.study_instance_uid, lambda value: view.study_instance_uid == value),
+        (wanted.model_version, lambda value: view.model_version == value),
+    )
+    statement = select(v_finding).where(
+        *[bound(value) for value, bound in bounds if value is not None]
+    )
+    if wanted.positive:
+        statement = statement.where(view.positive)
+    order = (view.analyzed_at.desc(), view.sop_instance_uid, view.frame_number, view.label)
+    return _rows(database, statement.order_by(*order).limit(limit))
+
+
+def studies(database: Database, state: str | None = None, limit: int | None = None) -> list[Row]:
+    """Studies, the newest arrival first."""
+    statement = select(v_study).order_by(v_study.c.last_received_at.desc()).limit(limit)
+    if state is not None:
+        statement = statement.where(v_study.c.state == state)
+    return _rows(database, statement)
+
+
+def one_study(database: Database, study_instance_uid: str) -> Row | None:
+    """A study's row of v_study."""
+    rows = _rows(
+        database, select(v_study).where(v_study.c.study_instance_uid == study_instance_uid)
+    )
+    return rows[0] if rows else None
+
+
+def instances(database: Database, study_instance_uid: str) -> list[Row]:
+    """What is kept of a study, with the reasons why some of it was not analyzed."""
+    return _rows(
+        database,
+        select(instance)
+        .where(instance.c.study_instance_uid == study_instance_uid)
+        .order_by(instance.c.series_instance_uid, instance.c.sop_instance_uid),
+    )
+
+
+def results(database: Database, study_instance_uid: str) -> list[Row]:
+    """The objects made for a study, oldest first."""
+    return _rows(
+        database,
+        select(result)
+        .where(result.c.study_instance_uid == study_instance_uid)
+        .order_by(result.c.created_at, result.c.kind, result.c.sop_instance_uid),
+    )
+
+
+def events(database: Database, subject: str, subject_id: str) -> list[Row]:
+    """The audit trail of one subject, oldest first."""
+    return _rows(
+        database,
+        select(event)
+        .where(event.c.subject == subject, event.c.subject_id == subject_id)
+        .order_by(event.c.id),
+    )
+
+
+def deliveries(
+    database: Database,
+    state: str | None = None,
+    study_instance_uid: str | None = None,
+    limit: int | None = None,
+) -> list[Row]:
+    """Deliveries, the newest first."""
+    statement = select(v_delivery).order_by(v_delivery.c.created_at.desc()).limit(limit)
+    if state is not None:
+        statement = statement.where(v_delivery.c.state == state)
+    if study_instance_uid is not None:
+        statement = statement.where(v_delivery.c.study_instance_uid == study_instance_uid)
+    return _rows(database, statement)
+
+
+def study_is_due(database: Database) -> bool:
+    """Whether a claim is worth the write lock."""
+    return _is_due(database, study, ("receiving", "analyzing"))
+
+
+def task_is_due(database: Database) -> bool:
+    """Whether a claim is worth the write lock."""
+    return _is_due(database, task, ("due", "running"))
+
+
+def _is_due(database: Database, rows: Any, states: Sequence[str]) -> bool:
+    with database.read() as connection:
+        now = database.now(connection)
+        due = select(rows.c.due_at).where(rows.c.state.in_(states), rows.c.due_at <= now).limit(1)
+        return connection.execute(due).first() is not None
+
+
+def due_destinations(database: Database) -> set[str]:
+    """Destinations that have something to be sent now."""
+    with database.read() as connection:
+        now = database.now(connection)
+        due = (
+            select(delivery.c.destination)
+            .where(delivery.c.state.in_(("pending", "sending")), delivery.c.due_at <= now)
+            .distinct()
+        )
+        return set(connection.execute(due).scalars())
+
+
+def is_idle(database: Database) -> bool:
+    """Whether nothing is being received, analyzed, or sent."""
+    with database.read() as connection:
+        busy = connection.execute(
+            select(func.count())
+            .select_from(study)
+            .where(study.c.state.in_(("receiving", "analyzing")))
+        ).scalar_one()
+        unsent = connection.execute(
+            select(func.count())
+            .select_from(delivery)
+            .where(delivery.c.state.in_(("pending", "sending")))
+        ).scalar_one()
+        return not busy and not unsent
+
+
+def scores(
+    database: Database,
+    members: Sequence[Instance],
+    model_name: str,
+    model_version: str,
+    engine: str,
+) -> dict[tuple[str, int], Score]:
+    """What this model has already said of these instances: (digest, frame number) -> score."""
+    statement = select(prediction).where(
+        prediction.c.digest.in_([member.digest for member in members]),
+        prediction.c.model_name == model_name,
+        prediction.c.model_version == model_version,
+        prediction.c.engine == engine,
+    )
+    with database.read() as connection:
+        rows = connection.execute(statement).all()
+    return {
+        (row.digest, row.frame_number): Score(
+            np.frombuffer(row.probabilities, "<f4"),
+            np.frombuffer(row.maps, "<f4").reshape(-1, row.map_rows, row.map_columns),
+            np.frombuffer(row.biases, "<f4"),
+            row.engine,
+            row.analyzed_at,
+        )
+        for row in rows
+    }
+
+
+def predecessor(database: Database, study_instance_uid: str, revision: int) -> str | None:
+    """The SOP Instance UID of the report that the newest analysis before this revision made."""
+    statement = (
+        select(result.c.sop_instance_uid)
+        .join(analysis, analysis.c.id == result.c.analysis_id)
+        .where(
+            result.c.study_instance_uid == study_instance_uid,
+            result.c.kind == "sr",
+            analysis.c.revision < revision,
+        )
+        .order_by(analysis.c.revision.desc())
+        .limit(1)
+    )
+    with database.read() as connection:
+        return connection.execute(statement).scalar_one_or_none()
+
+
+def known_paths(database: Database, relative: Sequence[str]) -> set[str]:
+    """Which of these files (relative to the data folder) have a row."""
+    with database.read() as connection:
+        found = set(
+            connection.execute(
+                select(instance.c.path).where(instance.c.path.in_(relative))
+            ).scalars()
+        )
+        found |= set(
+            connection.execute(select(result.c.path).where(result.c.path.in_(relative))).scalars()
+        )
+    return found

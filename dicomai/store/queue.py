@@ -1,0 +1,758 @@
+"""Everything that writes state: arrive, claim, complete, release, and the same for deliveries.
+
+Each function is one short transaction. A row that is due is claimed by writing a lease into it and
+moving its due_at to when the lease expires; a worker that dies leaves a row that becomes due again.
+"""
+
+import enum
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, func, or_, select, update
+
+from dicomai.errors import LeaseLost
+from dicomai.store import states
+from dicomai.store.database import Database
+from dicomai.store.tables import (
+    analysis,
+    delivery,
+    event,
+    finding,
+    instance,
+    prediction,
+    result,
+    study,
+    task,
+)
+from dicomai.study import Analysis, Instance, Study
+
+# After this many crashes a study is claimed alone; only crashes alone count to the limit, so that
+# one bad study cannot fail its neighbours.
+CRASHES_IN_COMPANY = 2
+NOTHING_YET = "no image to analyze has arrived yet"
+
+
+class Outcome(enum.Enum):
+    """What an arrival changed."""
+
+    NEW = "new"
+    DUPLICATE = "duplicate"
+    REPLACED = "replaced"
+    KEPT = "kept"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One instance on disk; expected_instances: how many the sender says the study has."""
+
+    instance: Instance
+    study_instance_uid: str
+    size: int
+    analyzable: bool
+    calling_ae_title: str
+    expected_instances: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A study that is ours until the lease runs out."""
+
+    study: Study
+    lease: str
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One object for one destination, ours until the lease runs out."""
+
+    id: int
+    sop_instance_uid: str
+    sop_class_uid: str
+    study_instance_uid: str
+    path: Path
+    attempts: int
+    lease: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A piece of work by the clock, ours until the lease runs out."""
+
+    id: int
+    kind: str
+    lease: str
+
+
+def record(
+    connection: Connection,
+    now: datetime,
+    subject: str,
+    subject_id: str,
+    before: str | None,
+    after: str,
+    detail: str | None = None,
+) -> None:
+    """Check a transition and write its audit row."""
+    states.check(subject, before, after)
+    connection.execute(
+        event.insert().values(
+            at=now,
+            subject=subject,
+            subject_id=subject_id,
+            from_state=before,
+            to_state=after,
+            detail=detail,
+        )
+    )
+
+
+def arrive(
+    database: Database, arrival: Arrival, data_dir: Path, quiet_seconds: float
+) -> tuple[Outcome, Path | None]:
+    """Commit a received instance; after this, and only after this, the sender may be told Success.
+
+    Returns the path of a file that this one replaced, to be removed.
+    An instance with equal digest changes nothing. Own results that a PACS sends back, and what
+    holds no image, are kept and never make a study due (they would make an endless loop).
+    """
+    new = arrival.instance
+    with database.write() as connection:
+        now = database.now(connection)
+        known = _lock_study(connection, database, arrival.study_instance_uid, now)
+        old = connection.execute(
+            select(instance).where(instance.c.sop_instance_uid == new.sop_instance_uid)
+        ).first()
+        if old is not None and old.digest == new.digest:
+            return Outcome.DUPLICATE, None
+        own = connection.execute(
+            select(result.c.kind).where(result.c.sop_instance_uid == new.sop_instance_uid)
+        ).first()
+        analyzable = arrival.analyzable and own is None
+        values = {
+            "study_instance_uid": arrival.study_instance_uid,
+            "series_instance_uid": new.series_instance_uid,
+            "sop_class_uid": new.sop_class_uid,
+            "transfer_syntax_uid": new.transfer_syntax_uid,
+            "path": str(new.path.relative_to(data_dir)),
+            "digest": new.digest,
+            "size": arrival.size,
+            "analyzable": analyzable,
+            "calling_ae_title": arrival.calling_ae_title,
+            "received_at": now,
+            "exclusion_code": None,
+            "exclusion_reason": None,
+        }
+        if old is None:
+            connection.execute(
+                instance.insert().values(sop_instance_uid=new.sop_instance_uid, **values)
+            )
+        else:
+            connection.execute(
+                update(instance)
+                .where(instance.c.sop_instance_uid == new.sop_instance_uid)
+                .values(**values)
+            )
+        if analyzable:
+            _receive(connection, now, known, arrival, quiet_seconds)
+        replaced = data_dir / old.path if old is not None and old.path != values["path"] else None
+    if old is not None:
+        return Outcome.REPLACED, replaced
+    return (Outcome.NEW if analyzable else Outcome.KEPT), None
+
+
+def _lock_study(connection: Connection, database: Database, uid: str, now: datetime) -> Any:
+    """The study's row, made where it is missing, locked until the commit."""
+    made = connection.execute(
+        database.insert(study)
+        .values(
+            study_instance_uid=uid,
+            state="skipped",
+            revision=0,
+            attempts=0,
+            reason=NOTHING_YET,
+            received_at=now,
+            last_received_at=now,
+        )
+        .on_conflict_do_nothing()
+    )
+    if made.rowcount:
+        record(connection, now, "study", uid, None, "skipped", NOTHING_YET)
+    return connection.execute(
+        select(study).where(study.c.study_instance_uid == uid).with_for_update()
+    ).one()
+
+
+def _receive(
+    connection: Connection, now: datetime, known: Any, arrival: Arrival, quiet_seconds: float
+) -> None:
+    """Make the study due after the quiet period, at a new revision if the old one was closed."""
+    uid = arrival.study_instance_uid
+    expected = arrival.expected_instances or known.expected_instances
+    due = now + timedelta(seconds=quiet_seconds)
+    if expected is not None and _analyzable(connection, uid) >= expected:
+        due = now
+    values = {"due_at": due, "last_received_at": now, "expected_instances": expected}
+    if known.state != "receiving":
+        values |= {
+            "state": "receiving",
+            "revision": known.revision + 1,
+            "attempts": 0,
+            "lease": None,
+            "reason": None,
+        }
+        record(connection, now, "study", uid, known.state, "receiving", "an image arrived")
+        _supersede(connection, now, uid)
+    connection.execute(update(study).where(study.c.study_instance_uid == uid).values(**values))
+
+
+def _analyzable(connection: Connection, uid: str) -> int:
+    return connection.execute(
+        select(func.count())
+        .select_from(instance)
+        .where(instance.c.study_instance_uid == uid, instance.c.analyzable)
+    ).scalar_one()
+
+
+def _supersede(connection: Connection, now: datetime, study_instance_uid: str) -> None:
+    """What still waits to be sent for the old revision is not sent."""
+    rows = connection.execute(
+        update(delivery)
+        .where(
+            delivery.c.state == "pending",
+            delivery.c.sop_instance_uid.in_(
+                select(result.c.sop_instance_uid).where(
+                    result.c.study_instance_uid == study_instance_uid
+                )
+            ),
+        )
+        .values(state="superseded", due_at=None)
+        .returning(delivery.c.id)
+    ).all()
+    for row in rows:
+        record(connection, now, "delivery", str(row.id), "pending", "superseded")
+
+
+def association_released(
+    database: Database, study_instance_uids: Sequence[str], release_quiet_seconds: float
+) -> None:
+    """Pull in what is still receiving: its sender has said that it is done."""
+    if not study_instance_uids:
+        return
+    with database.write() as connection:
+        due = database.now(connection) + timedelta(seconds=release_quiet_seconds)
+        connection.execute(
+            update(study)
+            .where(
+                study.c.study_instance_uid.in_(study_instance_uids),
+                study.c.state == "receiving",
+                study.c.due_at > due,
+            )
+            .values(due_at=due)
+        )
+
+
+def claim_study(
+    database: Database, data_dir: Path, lease_seconds: float, max_attempts: int, alone: bool = False
+) -> Claim | None:
+    """Take the study that has been due longest, or None.
+
+    alone: take one that crashed its worker before; the caller has nothing else in hand.
+    One that has crashed max_attempts times while alone is failed instead.
+    """
+    suspect = study.c.attempts >= CRASHES_IN_COMPANY
+    with database.write() as connection:
+        now = database.now(connection)
+        row = connection.execute(
+            select(study)
+            .where(
+                study.c.state.in_(("receiving", "analyzing")),
+                study.c.due_at <= now,
+                suspect if alone else ~suspect,
+            )
+            .order_by(study.c.due_at)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        ).first()
+        if row is None:
+            return None
+        uid = row.study_instance_uid
+        if row.attempts >= CRASHES_IN_COMPANY + max_attempts:
+            reason = f"the worker died {row.attempts} times while analyzing this study"
+            _close(connection, now, uid, row.state, "failed", reason)
+            return None
+        lease = str(uuid.uuid4())
+        connection.execute(
+            update(study)
+            .where(study.c.study_instance_uid == uid)
+            .values(
+                state="analyzing",
+                lease=lease,
+                attempts=row.attempts + 1,
+                due_at=now + timedelta(seconds=lease_seconds),
+            )
+        )
+        record(connection, now, "study", uid, row.state, "analyzing", f"attempt {row.attempts + 1}")
+        instances = connection.execute(
+            select(instance)
+            .where(instance.c.study_instance_uid == uid, instance.c.analyzable)
+            .order_by(instance.c.series_instance_uid, instance.c.sop_instance_uid)
+        ).all()
+    members = tuple(
+        Instance(
+            i.sop_instance_uid,
+            i.sop_class_uid,
+            i.series_instance_uid,
+            i.transfer_syntax_uid,
+            data_dir / i.path,
+            i.digest,
+        )
+        for i in instances
+    )
+    return Claim(Study(uid, row.revision, members), lease, row.attempts + 1)
+
+
+def _close(
+    connection: Connection,
+    now: datetime,
+    uid: str,
+    before: str,
+    after: str,
+    reason: str | None,
+    **values: Any,
+) -> None:
+    connection.execute(
+        update(study)
+        .where(study.c.study_instance_uid == uid)
+        .values(state=after, due_at=None, lease=None, reason=reason, **values)
+    )
+    record(connection, now, "study", uid, before, after, reason)
+
+
+def renew_study(database: Database, claim: Claim, lease_seconds: float) -> bool:
+    """Move the expiry of a lease; False where it is no longer ours."""
+    with database.write() as connection:
+        due = database.now(connection) + timedelta(seconds=lease_seconds)
+        done = connection.execute(update(study).where(*_mine(claim)).values(due_at=due))
+        return bool(done.rowcount)
+
+
+def _mine(claim: Claim) -> tuple[Any, ...]:
+    return (
+        study.c.study_instance_uid == claim.study.study_instance_uid,
+        study.c.lease == claim.lease,
+        study.c.revision == claim.study.revision,
+    )
+
+
+def _lock_mine(connection: Connection, claim: Claim) -> None:
+    row = connection.execute(
+        select(study.c.study_instance_uid).where(*_mine(claim)).with_for_update()
+    ).first()
+    if row is None:
+        raise LeaseLost("the study was changed or taken over while it was analyzed")
+
+
+def complete(
+    database: Database,
+    claim: Claim,
+    done: Analysis,
+    data_dir: Path,
+    outputs: Mapping[str, Sequence[str]],
+) -> None:
+    """Commit an analysis with its findings, results and deliveries, all or nothing.
+
+    outputs: destination name -> kinds of results that it gets. Raises LeaseLost.
+    """
+    uid = claim.study.study_instance_uid
+    with database.write() as connection:
+        now = database.now(connection)
+        _lock_mine(connection, claim)
+        analysis_id = connection.execute(
+            analysis.insert().values(
+                study_instance_uid=uid,
+                revision=claim.study.revision,
+                model_name=done.model.name,
+                model_version=done.model.version,
+                completed_at=now,
+            )
+        ).inserted_primary_key[0]  # type: ignore[index]
+        _write_exclusions(connection, uid, done)
+        _write_predictions(connection, database, done)
+        if done.findings:
+            connection.execute(finding.insert(), _finding_rows(uid, analysis_id, done))
+        _write_results(connection, database, now, uid, analysis_id, done, data_dir)
+        _write_deliveries(connection, database, now, done, outputs)
+        after = "analyzed" if done.findings else "skipped"
+        reason = None if done.findings else "no image of this study can be analyzed"
+        _close(
+            connection,
+            now,
+            uid,
+            "analyzing",
+            after,
+            reason,
+            attempts=0,
+            analyzed_revision=claim.study.revision,
+        )
+
+
+def _write_exclusions(connection: Connection, uid: str, done: Analysis) -> None:
+    connection.execute(
+        update(instance)
+        .where(instance.c.study_instance_uid == uid)
+        .values(exclusion_code=None, exclusion_reason=None)
+    )
+    for exclusion in done.exclusions:
+        connection.execute(
+            update(instance)
+            .where(instance.c.sop_instance_uid == exclusion.instance.sop_instance_uid)
+            .values(exclusion_code=exclusion.code, exclusion_reason=exclusion.reason[:500])
+        )
+
+
+def _write_predictions(connection: Connection, database: Database, done: Analysis) -> None:
+    for item in done.predictions:
+        score = item.score
+        connection.execute(
+            database.insert(prediction)
+            .values(
+                digest=item.frame.source.digest,
+                frame_number=item.frame.number,
+                model_name=done.model.name,
+                model_version=done.model.version,
+                engine=score.engine,
+                probabilities=score.probabilities.astype("<f4").tobytes(),
+                biases=score.biases.astype("<f4").tobytes(),
+                maps=score.maps.astype("<f4").tobytes(),
+                map_rows=score.maps.shape[1],
+                map_columns=score.maps.shape[2],
+                analyzed_at=score.analyzed_at,
+            )
+            .on_conflict_do_nothing()
+        )
+
+
+def _finding_rows(uid: str, analysis_id: int, done: Analysis) -> list[dict[str, Any]]:
+    return [
+        {
+            "analysis_id": analysis_id,
+            "study_instance_uid": uid,
+            "series_instance_uid": item.frame.source.series_instance_uid,
+            "sop_instance_uid": item.frame.source.sop_instance_uid,
+            "frame_number": item.frame.number,
+            "label": item.label.key,
+            "code_value": item.label.code.value,
+            "code_scheme": item.label.code.scheme,
+            "probability": item.probability,
+            "threshold": item.label.threshold,
+            "positive": item.positive,
+            "analyzed_at": item.analyzed_at,
+        }
+        for item in done.findings
+    ]
+
+
+def _write_results(
+    connection: Connection,
+    database: Database,
+    now: datetime,
+    uid: str,
+    analysis_id: int,
+    done: Analysis,
+    data_dir: Path,
+) -> None:
+    for item in done.results:
+        connection.execute(
+            database.insert(result)
+            .values(
+                sop_instance_uid=item.sop_instance_uid,
+                study_instance_uid=uid,
+                analysis_id=analysis_id,
+                series_instance_uid=item.series_instance_uid,
+                sop_class_uid=item.sop_class_uid,
+                kind=item.kind,
+                source_sop_instance_uid=item.source_sop_instance_uid,
+                path=str(item.path.relative_to(data_dir)),
+                created_at=now,
+            )
+            .on_conflict_do_nothing()
+        )
+
+
+def _write_deliveries(
+    connection: Connection,
+    database: Database,
+    now: datetime,
+    done: Analysis,
+    outputs: Mapping[str, Sequence[str]],
+) -> None:
+    for item in done.results:
+        for destination, kinds in outputs.items():
+            if item.kind not in kinds:
+                continue
+            made = connection.execute(
+                database.insert(delivery)
+                .values(
+                    sop_instance_uid=item.sop_instance_uid,
+                    destination=destination,
+                    state="pending",
+                    due_at=now,
+                    attempts=0,
+                    created_at=now,
+                )
+                .on_conflict_do_nothing()
+                .returning(delivery.c.id)
+            ).first()
+            if made is not None:
+                record(connection, now, "delivery", str(made.id), None, "pending")
+                continue
+            # The same object in a later revision: what was delivered stays, what was superseded
+            # before it went out is due again.
+            again = connection.execute(
+                update(delivery)
+                .where(
+                    delivery.c.sop_instance_uid == item.sop_instance_uid,
+                    delivery.c.destination == destination,
+                    delivery.c.state == "superseded",
+                )
+                .values(state="pending", due_at=now, attempts=0)
+                .returning(delivery.c.id)
+            ).first()
+            if again is not None:
+                record(connection, now, "delivery", str(again.id), "superseded", "pending")
+
+
+def release_study(
+    database: Database, claim: Claim, wait_seconds: float = 0.0, reason: str | None = None
+) -> None:
+    """Give a study back unfinished; this is not counted as an attempt."""
+    with database.write() as connection:
+        now = database.now(connection)
+        done = connection.execute(
+            update(study)
+            .where(*_mine(claim))
+            .values(
+                state="receiving",
+                lease=None,
+                attempts=claim.attempts - 1,
+                due_at=now + timedelta(seconds=wait_seconds),
+                reason=reason,
+            )
+        )
+        if done.rowcount:
+            uid = claim.study.study_instance_uid
+            record(connection, now, "study", uid, "analyzing", "receiving", reason or "given back")
+
+
+def fail_study(database: Database, claim: Claim, reason: str) -> None:
+    """Close a study as failed; a person can retry it. Raises LeaseLost."""
+    with database.write() as connection:
+        _lock_mine(connection, claim)
+        now = database.now(connection)
+        _close(
+            connection,
+            now,
+            claim.study.study_instance_uid,
+            "analyzing",
+            "failed",
+            reason[:500],
+            attempts=0,
+        )
+
+
+def retry_study(database: Database, study_instance_uid: str) -> bool:
+    """Make a closed study due now at a new revision; False where it is not closed or unknown."""
+    with database.write() as connection:
+        now = database.now(connection)
+        row = connection.execute(
+            select(study).where(study.c.study_instance_uid == study_instance_uid).with_for_update()
+        ).first()
+        if row is None or row.state in {"receiving", "analyzing"} or row.revision == 0:
+            return False
+        record(connection, now, "study", study_instance_uid, row.state, "receiving", "retried")
+        connection.execute(
+            update(study)
+            .where(study.c.study_instance_uid == study_instance_uid)
+            .values(
+                state="receiving", revision=row.revision + 1, attempts=0, due_at=now, reason=None
+            )
+        )
+        _supersede(connection, now, study_instance_uid)
+        return True
+
+
+def claim_deliveries(
+    database: Database, destination: str, data_dir: Path, lease_seconds: float, limit: int
+) -> list[Delivery]:
+    """Take up to limit objects that are due for a destination, oldest first."""
+    with database.write() as connection:
+        now = database.now(connection)
+        due = connection.execute(
+            select(
+                delivery,
+                result.c.sop_class_uid,
+                result.c.study_instance_uid,
+                result.c.path,
+            )
+            .join(result, result.c.sop_instance_uid == delivery.c.sop_instance_uid)
+            .where(
+                delivery.c.destination == destination,
+                delivery.c.state.in_(("pending", "sending")),
+                delivery.c.due_at <= now,
+            )
+            .order_by(delivery.c.due_at, delivery.c.id)
+            .limit(limit)
+            .with_for_update(skip_locked=True, of=delivery)
+        ).all()
+        lease = str(uuid.uuid4())
+        for row in due:
+            connection.execute(
+                update(delivery)
+                .where(delivery.c.id == row.id)
+                .values(
+                    state="sending",
+                    lease=lease,
+                    attempts=row.attempts + 1,
+                    due_at=now + timedelta(seconds=lease_seconds),
+                )
+            )
+            record(connection, now, "delivery", str(row.id), row.state, "sending")
+    return [
+        Delivery(
+            row.id,
+            row.sop_instance_uid,
+            row.sop_class_uid,
+            row.study_instance_uid,
+            data_dir / row.path,
+            row.attempts + 1,
+            lease,
+        )
+        for row in due
+    ]
+
+
+def finish_delivery(
+    database: Database,
+    item: Delivery,
+    state: str,
+    error: str | None = None,
+    wait_seconds: float | None = None,
+) -> None:
+    """Write how a delivery went: delivered, failed, or pending again after a wait.
+
+    A lease that is no longer ours changes nothing: whoever holds it sends the same bytes.
+    """
+    with database.write() as connection:
+        now = database.now(connection)
+        due = None if wait_seconds is None else now + timedelta(seconds=wait_seconds)
+        done = connection.execute(
+            update(delivery)
+            .where(delivery.c.id == item.id, delivery.c.lease == item.lease)
+            .values(
+                state=state,
+                lease=None,
+                due_at=due,
+                last_error=error[:500] if error else None,
+                delivered_at=now if state == "delivered" else None,
+            )
+        )
+        if done.rowcount:
+            record(connection, now, "delivery", str(item.id), "sending", state, error)
+
+
+def release_deliveries(database: Database, items: Sequence[Delivery]) -> None:
+    """Give unsent deliveries back; this is not counted as an attempt."""
+    with database.write() as connection:
+        now = database.now(connection)
+        for item in items:
+            done = connection.execute(
+                update(delivery)
+                .where(delivery.c.id == item.id, delivery.c.lease == item.lease)
+                .values(state="pending", lease=None, due_at=now, attempts=item.attempts - 1)
+            )
+            if done.rowcount:
+                record(
+                    connection, now, "delivery", str(item.id), "sending", "pending", "given back"
+                )
+
+
+def retry_deliveries(database: Database, ids: Sequence[int] | None = None) -> int:
+    """Make failed and waiting deliveries due now; all of them, or those named."""
+    chosen = or_(delivery.c.state == "failed", delivery.c.state == "pending")
+    if ids is not None:
+        chosen &= delivery.c.id.in_(ids)
+    with database.write() as connection:
+        now = database.now(connection)
+        rows = connection.execute(
+            select(delivery.c.id, delivery.c.state).where(chosen).with_for_update()
+        ).all()
+        for row in rows:
+            connection.execute(
+                update(delivery)
+                .where(delivery.c.id == row.id)
+                .values(state="pending", due_at=now, attempts=0)
+            )
+            if row.state == "failed":
+                record(connection, now, "delivery", str(row.id), "failed", "pending", "retried")
+        return len(rows)
+
+
+def add_task(database: Database, kind: str, due: datetime) -> bool:
+    """Insert a task once for its moment; False where another scheduler was first."""
+    with database.write() as connection:
+        now = database.now(connection)
+        made = connection.execute(
+            database.insert(task)
+            .values(kind=kind, due=due, state="due", due_at=due, attempts=0)
+            .on_conflict_do_nothing()
+            .returning(task.c.id)
+        ).first()
+        if made is not None:
+            record(connection, now, "task", str(made.id), None, "due", kind)
+        return made is not None
+
+
+def claim_task(database: Database, lease_seconds: float) -> Task | None:
+    """Take the task that has been due longest, or None."""
+    with database.write() as connection:
+        now = database.now(connection)
+        row = connection.execute(
+            select(task)
+            .where(task.c.state.in_(("due", "running")), task.c.due_at <= now)
+            .order_by(task.c.due_at)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        ).first()
+        if row is None:
+            return None
+        lease = str(uuid.uuid4())
+        connection.execute(
+            update(task)
+            .where(task.c.id == row.id)
+            .values(
+                state="running",
+                lease=lease,
+                attempts=row.attempts + 1,
+                due_at=now + timedelta(seconds=lease_seconds),
+            )
+        )
+        record(connection, now, "task", str(row.id), row.state, "running")
+        return Task(row.id, row.kind, lease)
+
+
+def finish_task(database: Database, item: Task, state: str, detail: str) -> None:
+    """Close a task as done or failed."""
+    with database.write() as connection:
+        now = database.now(connection)
+        done = connection.execute(
+            update(task)
+            .where(task.c.id == item.id, task.c.lease == item.lease)
+            .values(state=state, due_at=None, lease=None, detail=detail[:500])
+        )
+        if done.rowcount:
+            record(connection, now, "task", str(item.id), "running", state, detail)

@@ -1,0 +1,34 @@
+"""Which state may follow which; what is not listed here raises."""
+
+# None: the row is new. The same state twice: a lease ran out and the work was claimed again.
+TRANSITIONS: dict[str, dict[str | None, frozenset[str]]] = {
+    "study": {
+        None: frozenset({"receiving", "skipped"}),
+        "receiving": frozenset({"analyzing", "failed"}),
+        "analyzing": frozenset({"analyzing", "analyzed", "skipped", "failed", "receiving"}),
+        "analyzed": frozenset({"receiving"}),
+        "skipped": frozenset({"receiving"}),
+        "failed": frozenset({"receiving"}),
+    },
+    "delivery": {
+        None: frozenset({"pending"}),
+        "pending": frozenset({"sending", "superseded"}),
+        "sending": frozenset({"sending", "delivered", "failed", "pending"}),
+        "delivered": frozenset(),
+        "failed": frozenset({"pending"}),
+        "superseded": frozenset({"pending"}),
+    },
+    "task": {
+        None: frozenset({"due"}),
+        "due": frozenset({"running"}),
+        "running": frozenset({"running", "done", "failed"}),
+        "done": frozenset(),
+        "failed": frozenset(),
+    },
+}
+
+
+def check(subject: str, before: str | None, after: str) -> None:
+    """Raise ValueError unless a subject may go from one state to the other."""
+    if after not in TRANSITIONS[subject].get(before, frozenset()):
+        raise ValueError(f"a {subject} cannot go from {before} to {after}")

@@ -1,0 +1,216 @@
+"""The tables, as migrations/ makes them; README.md documents the views on top of them."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    TypeDecorator,
+    UniqueConstraint,
+)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment: timestamptz on Postgres, UTC text that sorts on SQLite."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None or dialect.name != "sqlite":
+            return value
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: Any, _dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        moment: datetime = value
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+UID = String(64)
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+    }
+)
+
+# due_at is quiet period, retry back-off and lease expiry in one; null: nothing is due.
+study = Table(
+    "study",
+    metadata,
+    Column("study_instance_uid", UID, primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("analyzed_revision", Integer),
+    Column("due_at", UtcDateTime),
+    Column("attempts", Integer, nullable=False),
+    Column("lease", String(36)),
+    Column("reason", String(500)),
+    Column("expected_instances", Integer),
+    Column("received_at", UtcDateTime, nullable=False),
+    Column("last_received_at", UtcDateTime, nullable=False),
+    Index(None, "due_at"),
+    Index(None, "last_received_at"),
+)
+
+# analyzable: an image that may change what is said of the study; the others are only kept.
+# exclusion_code, exclusion_reason: why the last analysis left it out.
+instance = Table(
+    "instance",
+    metadata,
+    Column("sop_instance_uid", UID, primary_key=True),
+    Column("study_instance_uid", UID, ForeignKey(study.c.study_instance_uid), nullable=False),
+    Column("series_instance_uid", UID, nullable=False),
+    Column("sop_class_uid", UID, nullable=False),
+    Column("transfer_syntax_uid", UID, nullable=False),
+    Column("path", String(300), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("analyzable", Boolean, nullable=False),
+    Column("calling_ae_title", String(16), nullable=False),
+    Column("received_at", UtcDateTime, nullable=False),
+    Column("exclusion_code", String(40)),
+    Column("exclusion_reason", String(500)),
+    Index(None, "study_instance_uid"),
+)
+
+model = Table(
+    "model",
+    metadata,
+    Column("name", String(64)),
+    Column("version", String(32)),
+    Column("state", String(16), nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("path", String(500), nullable=False),
+    Column("registered_at", UtcDateTime, nullable=False),
+    PrimaryKeyConstraint("name", "version"),
+)
+
+# What the network said of one frame. probabilities, biases: K float32; maps: K x h x w float32.
+prediction = Table(
+    "prediction",
+    metadata,
+    Column("digest", String(64)),
+    Column("frame_number", Integer),
+    Column("model_name", String(64)),
+    Column("model_version", String(32)),
+    Column("engine", String(40)),
+    Column("probabilities", LargeBinary, nullable=False),
+    Column("biases", LargeBinary, nullable=False),
+    Column("maps", LargeBinary, nullable=False),
+    Column("map_rows", Integer, nullable=False),
+    Column("map_columns", Integer, nullable=False),
+    Column("analyzed_at", UtcDateTime, nullable=False),
+    PrimaryKeyConstraint("digest", "frame_number", "model_name", "model_version", "engine"),
+)
+
+analysis = Table(
+    "analysis",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("study_instance_uid", UID, ForeignKey(study.c.study_instance_uid), nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("model_name", String(64), nullable=False),
+    Column("model_version", String(32), nullable=False),
+    Column("completed_at", UtcDateTime, nullable=False),
+    UniqueConstraint("study_instance_uid", "revision"),
+)
+
+finding = Table(
+    "finding",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("analysis_id", Integer, ForeignKey(analysis.c.id), nullable=False),
+    Column("study_instance_uid", UID, nullable=False),
+    Column("series_instance_uid", UID, nullable=False),
+    Column("sop_instance_uid", UID, nullable=False),
+    Column("frame_number", Integer, nullable=False),
+    Column("label", String(64), nullable=False),
+    Column("code_value", String(64), nullable=False),
+    Column("code_scheme", String(16), nullable=False),
+    Column("probability", Float, nullable=False),
+    Column("threshold", Float, nullable=False),
+    Column("positive", Boolean, nullable=False),
+    Column("analyzed_at", UtcDateTime, nullable=False),
+    UniqueConstraint("analysis_id", "sop_instance_uid", "frame_number", "label"),
+    Index(None, "analyzed_at"),
+)
+
+# A result belongs to the analysis that first made it, and stays while later ones make the same.
+result = Table(
+    "result",
+    metadata,
+    Column("sop_instance_uid", UID, primary_key=True),
+    Column("study_instance_uid", UID, ForeignKey(study.c.study_instance_uid), nullable=False),
+    Column("analysis_id", Integer, ForeignKey(analysis.c.id), nullable=False),
+    Column("series_instance_uid", UID, nullable=False),
+    Column("sop_class_uid", UID, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("source_sop_instance_uid", UID),
+    Column("path", String(300), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Index(None, "study_instance_uid"),
+)
+
+delivery = Table(
+    "delivery",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("sop_instance_uid", UID, ForeignKey(result.c.sop_instance_uid), nullable=False),
+    Column("destination", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("due_at", UtcDateTime),
+    Column("attempts", Integer, nullable=False),
+    Column("lease", String(36)),
+    Column("last_error", String(500)),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("delivered_at", UtcDateTime),
+    UniqueConstraint("sop_instance_uid", "destination"),
+    Index(None, "due_at"),
+)
+
+task = Table(
+    "task",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("due", UtcDateTime, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("due_at", UtcDateTime),
+    Column("attempts", Integer, nullable=False),
+    Column("lease", String(36)),
+    Column("detail", String(500)),
+    UniqueConstraint("kind", "due"),
+    Index(None, "due_at"),
+)
+
+# One row in the same commit as each transition.
+event = Table(
+    "event",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("subject", String(16), nullable=False),
+    Column("subject_id", String(64), nullable=False),
+    Column("from_state", String(16)),
+    Column("to_state", String(16), nullable=False),
+    Column("detail", String(500)),
+    Index(None, "subject_id"),
+)

@@ -1,0 +1,183 @@
+"""The types that pass between the stages: frozen, without behaviour of their own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+UInt8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One stored SOP Instance; digest: SHA-256 of transfer syntax and dataset, in hex."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    series_instance_uid: str
+    transfer_syntax_uid: str
+    path: Path
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What one claim covers: the analyzable instances of a study at one revision."""
+
+    study_instance_uid: str
+    revision: int
+    instances: tuple[Instance, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Letterbox:
+    """Where an image of rows x columns lies inside a square of size x size (pixels)."""
+
+    rows: int
+    columns: int
+    size: int
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One image as the network and as a person sees it.
+
+    number: frame number, from 1; pixels: (C, size, size); display: (rows, columns), 0 is black
+    """
+
+    source: Instance
+    number: int
+    pixels: Float32
+    display: UInt8
+    letterbox: Letterbox
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What the network said of one frame; kept in the database, so that it is said once.
+
+    probabilities: (K,); maps: (K, h, w), each cell's share of the label's logit;
+    biases: (K,), so that mean(map) + bias is the logit
+    """
+
+    probabilities: Float32
+    maps: Float32
+    biases: Float32
+    engine: str
+    analyzed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A frame with its score."""
+
+    frame: Frame
+    score: Score
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A coded concept (PS3.3 8.8)."""
+
+    value: str
+    scheme: str
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One output of a model; positive from threshold on."""
+
+    key: str
+    threshold: float
+    code: Code
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One label of one frame; heat: (rows, columns), 0 to 1, the probability of each place."""
+
+    frame: Frame
+    label: Label
+    probability: float
+    positive: bool
+    heat: Float32
+    analyzed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """An instance that was not analyzed: a code for programs, a reason for people."""
+
+    instance: Instance
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accepts:
+    """What a model may be shown; an empty string stands for "not stated"."""
+
+    modalities: tuple[str, ...]
+    body_parts: tuple[str, ...]
+    views: tuple[str, ...]
+    photometric: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """From the display image (0 to 1) to the network's input: (x * span + low - mean) / std."""
+
+    size: int
+    value_range: tuple[float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model package without its weights."""
+
+    name: str
+    version: str
+    architecture: str
+    channels: int
+    activation: str
+    sha256: str
+    accepts: Accepts
+    preprocessing: Preprocessing
+    labels: tuple[Label, ...]
+    provenance: Mapping[str, str]
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One object to send, on disk; source: the instance it shows, or None for a whole study."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    series_instance_uid: str
+    kind: str
+    path: Path
+    source_sop_instance_uid: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """What analyze() makes of a study; nothing of it is true before its commit."""
+
+    study: Study
+    model: Model
+    predictions: tuple[Prediction, ...]
+    findings: tuple[Finding, ...]
+    exclusions: tuple[Exclusion, ...]
+    results: tuple[Result, ...]
