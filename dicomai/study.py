@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+# What dicomai writes as Manufacturer, and how it knows its own objects again.
+MANUFACTURER = "dicomai"
+
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
 

@@ -54,20 +54,11 @@ def sensitivity_specificity(truth: Array, score: Array, threshold: float) -> tup
     return float(called[truth > 0.5].mean()), float((~called[truth < 0.5]).mean())
 
 
-def youden_threshold(truth: Array, score: Array) -> float:
-    """The threshold with the largest sensitivity + specificity - 1 (Youden, Cancer 1950).
+def youden_by_source(truth: Array, score: Array, sources: NDArray[np.str_]) -> float:
+    """The threshold with the largest mean of Youden's index over the sources (Cancer 1950).
 
     It lies half-way between two neighbouring scores, so that rounding does not move it.
     """
-    values = np.unique(score)
-    candidates = (values[1:] + values[:-1]) / 2
-    if not len(candidates):
-        return 0.5
-    return float(max(candidates, key=lambda t: sum(sensitivity_specificity(truth, score, t))))
-
-
-def youden_by_source(truth: Array, score: Array, sources: NDArray[np.str_]) -> float:
-    """One threshold with the largest mean of Youden's index over the sources."""
     values = np.unique(score)
     candidates = (values[1:] + values[:-1]) / 2
     masks = [sources == name for name in np.unique(sources)]

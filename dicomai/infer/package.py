@@ -1,0 +1,105 @@
+"""Model packages: a folder of data, never code, read and verified without torch.
+
+models/<name>/<version>/   model.toml   weights.safetensors   evaluation.json   LICENSE   README.md
+"""
+
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dicomai.errors import ModelDamaged
+from dicomai.study import Accepts, Code, Label, Model, Preprocessing
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Accepts(_Section):
+    modalities: tuple[str, ...]
+    body_parts: tuple[str, ...]
+    views: tuple[str, ...]
+    photometric: tuple[str, ...]
+
+
+class _Preprocessing(_Section):
+    size: int = Field(ge=32, le=4096)
+    resize: Literal["letterbox"]
+    value_range: tuple[float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class _Label(_Section):
+    key: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    threshold: float = Field(ge=0, le=1)
+    code: tuple[str, str, str]
+
+
+class _Package(_Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)
+    version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=16)
+    architecture: Literal["resnet50"]
+    channels: Literal[1, 3]
+    activation: Literal["sigmoid", "softmax"]
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    accepts: _Accepts
+    preprocessing: _Preprocessing
+    labels: tuple[_Label, ...] = Field(min_length=1)
+    provenance: dict[str, str]
+
+
+def read(folder: Path) -> Model:
+    """Read folder/model.toml; what is unknown, missing or out of bounds is named (ModelDamaged)."""
+    file = folder / "model.toml"
+    try:
+        package = _Package.model_validate(tomllib.loads(file.read_text()))
+    except FileNotFoundError:
+        raise ModelDamaged(f"there is no model package in {folder}: {file.name} is missing") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ModelDamaged(f"cannot read {file}: {error}: install the package again") from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise ModelDamaged(f"{file}: '{key}': {problem['msg']}: install the package again") from error
+    return Model(
+        name=package.name,
+        version=package.version,
+        architecture=package.architecture,
+        channels=package.channels,
+        activation=package.activation,
+        sha256=package.sha256,
+        accepts=Accepts(**package.accepts.model_dump()),
+        preprocessing=Preprocessing(**package.preprocessing.model_dump(exclude={"resize"})),
+        labels=tuple(Label(item.key, item.threshold, Code(*item.code)) for item in package.labels),
+        provenance=package.provenance,
+        path=folder,
+    )
+
+
+def verify(model: Model) -> None:
+    """Raise ModelDamaged unless the weights are, byte for byte, the ones that model.toml names."""
+    weights = model.path / "weights.safetensors"
+    try:
+        with weights.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelDamaged(f"cannot read {weights}: {error.strerror}: install the package again") from error
+    if found != model.sha256:
+        raise ModelDamaged(
+            f"{weights} is damaged (SHA-256 {found[:12]}, expected {model.sha256[:12]}): "
+            "install the package again"
+        )
+
+
+def installed(folders: tuple[Path, ...]) -> list[Model]:
+    """All packages below the folders (name/version), later folders losing to earlier ones."""
+    found: dict[tuple[str, str], Model] = {}
+    for folder in folders:
+        for file in sorted(folder.glob("*/*/model.toml")):
+            model = read(file.parent)
+            found.setdefault((model.name, model.version), model)
+    return sorted(found.values(), key=lambda model: (model.name, model.version))
