@@ -58,13 +58,17 @@ def read(folder: Path) -> Model:
     try:
         package = _Package.model_validate(tomllib.loads(file.read_text()))
     except FileNotFoundError:
-        raise ModelDamaged(f"there is no model package in {folder}: {file.name} is missing") from None
+        raise ModelDamaged(
+            f"there is no model package in {folder}: {file.name} is missing"
+        ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ModelDamaged(f"cannot read {file}: {error}: install the package again") from error
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
-        raise ModelDamaged(f"{file}: '{key}': {problem['msg']}: install the package again") from error
+        raise ModelDamaged(
+            f"{file}: '{key}': {problem['msg']}: install the package again"
+        ) from error
     return Model(
         name=package.name,
         version=package.version,
@@ -87,7 +91,9 @@ def verify(model: Model) -> None:
         with weights.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise ModelDamaged(f"cannot read {weights}: {error.strerror}: install the package again") from error
+        raise ModelDamaged(
+            f"cannot read {weights}: {error.strerror}: install the package again"
+        ) from error
     if found != model.sha256:
         raise ModelDamaged(
             f"{weights} is damaged (SHA-256 {found[:12]}, expected {model.sha256[:12]}): "

@@ -17,7 +17,10 @@ def why_not(ds: Dataset, accepts: Accepts) -> tuple[str, str] | None:
         return "no-pixels", "the object does not say how many rows and columns it has"
     modality = str(ds.get("Modality") or "")
     if modality not in accepts.modalities:
-        return "wrong-modality", f"modality {modality or 'not stated'}: {_wanted(accepts.modalities)}"
+        return (
+            "wrong-modality",
+            f"modality {modality or 'not stated'}: {_wanted(accepts.modalities)}",
+        )
     if ds.get("PresentationIntentType") == "FOR PROCESSING":
         return "for-processing", "raw image (FOR PROCESSING): send the one FOR PRESENTATION"
     photometric = str(ds.get("PhotometricInterpretation") or "")
@@ -28,7 +31,10 @@ def why_not(ds: Dataset, accepts: Accepts) -> tuple[str, str] | None:
         )
     body_part = str(ds.get("BodyPartExamined") or "").upper()
     if body_part not in accepts.body_parts:
-        return "wrong-body-part", f"body part {body_part or 'not stated'}: {_wanted(accepts.body_parts)}"
+        return (
+            "wrong-body-part",
+            f"body part {body_part or 'not stated'}: {_wanted(accepts.body_parts)}",
+        )
     view = str(ds.get("ViewPosition") or "").upper()
     if view not in accepts.views:
         name = VIEW_NAMES.get(view, view or "not stated")

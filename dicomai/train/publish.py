@@ -63,7 +63,12 @@ parent = ""
 
 
 def publish(
-    trained: Trained, samples: tuple[Sample, ...], recipe: Recipe, name: str, version: str, out: Path
+    trained: Trained,
+    samples: tuple[Sample, ...],
+    recipe: Recipe,
+    name: str,
+    version: str,
+    out: Path,
 ) -> Model:
     """Write out/name/version with half-precision weights and their evaluation on "test"."""
     folder = out / name / version

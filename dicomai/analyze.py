@@ -1,0 +1,194 @@
+"""The straight line: Study -> Analysis; no database, no network.
+
+select -> Frame -> predict -> Prediction -> Finding -> Result files
+"""
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+
+from dicomai import durable
+from dicomai.errors import Rejected
+from dicomai.prepare import geometry, pixels, select
+from dicomai.report import capture, sr
+from dicomai.report.sr import Predecessor
+from dicomai.study import (
+    Analysis,
+    Exclusion,
+    Finding,
+    Float32,
+    Frame,
+    Instance,
+    Model,
+    Prediction,
+    Preprocessing,
+    Result,
+    Score,
+    Study,
+)
+
+Predict = Callable[[Float32], tuple[Float32, Float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """A model that is ready: predict takes (N, C, size, size), see Engine.score."""
+
+    model: Model
+    engine: str
+    biases: Float32
+    predict: Predict
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What is known beforehand: earlier scores by (digest, frame number), the earlier report."""
+
+    scores: Mapping[tuple[str, int], Score]
+    predecessor: Predecessor | None
+    now: datetime
+    out: Path
+
+
+def analyze(study: Study, scorer: Scorer, context: Context) -> Analysis:
+    """Analyze every image that the model accepts; a damaged image fails alone.
+
+    Writes the result files below context.out; they mean nothing before the caller's commit.
+    """
+    headers: dict[str, Dataset] = {}
+    frames: list[Frame] = []
+    exclusions: list[Exclusion] = []
+    for instance in study.instances:
+        try:
+            header, shown = read_frames(instance, scorer.model)
+        except Rejected as error:
+            exclusions.append(Exclusion(instance, error.code, str(error)))
+            continue
+        headers[instance.sop_instance_uid] = header
+        frames += shown
+    predictions = tuple(score_frames(frames, scorer, context))
+    findings = tuple(finding for item in predictions for finding in find(item, scorer.model))
+    results = write_results(headers, findings, scorer, context) if findings else ()
+    return Analysis(study, scorer.model, predictions, findings, tuple(exclusions), results)
+
+
+class NotAccepted(Rejected):
+    """The model does not take this image."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+def read_frames(instance: Instance, model: Model) -> tuple[Dataset, list[Frame]]:
+    """The header without pixels, and every frame. Raises Rejected with the reason."""
+    ds = pixels.read(instance)
+    refusal = select.why_not(ds, model.accepts)
+    if refusal is not None:
+        raise NotAccepted(*refusal)
+    frames = [
+        prepare(instance, number, pixels.display(ds, number), model)
+        for number in range(1, pixels.frame_count(ds) + 1)
+    ]
+    del ds.PixelData
+    return ds, frames
+
+
+def prepare(instance: Instance, number: int, shown: Float32, model: Model) -> Frame:
+    """shown: (rows, columns), 0 to 1."""
+    box = geometry.fit(*shown.shape, model.preprocessing.size)
+    square = geometry.letterbox(shown, box)
+    return Frame(
+        instance,
+        number,
+        normalize(square, model.preprocessing, model.channels),
+        np.rint(shown * 255).astype(np.uint8),
+        box,
+    )
+
+
+def normalize(square: Float32, how: Preprocessing, channels: int) -> Float32:
+    """(size, size) of 0 to 1 as the network's input (channels, size, size)."""
+    low, high = how.value_range
+    mean = np.array(how.mean, np.float32)[:, None, None]
+    std = np.array(how.std, np.float32)[:, None, None]
+    planes = np.repeat((square * (high - low) + low)[None], channels, axis=0)
+    return ((planes - mean) / std).astype(np.float32)
+
+
+def score_frames(frames: list[Frame], scorer: Scorer, context: Context) -> list[Prediction]:
+    """Score what has no score yet; one image is scored once, whatever arrives later."""
+    known = {
+        index: context.scores[key]
+        for index, frame in enumerate(frames)
+        if (key := (frame.source.digest, frame.number)) in context.scores
+    }
+    missing = [index for index in range(len(frames)) if index not in known]
+    if missing:
+        batch = np.stack([frames[index].pixels for index in missing])
+        probabilities, maps = scorer.predict(batch)
+        for row, index in enumerate(missing):
+            known[index] = Score(
+                probabilities[row], maps[row], scorer.biases, scorer.engine, context.now
+            )
+    return [Prediction(frame, known[index]) for index, frame in enumerate(frames)]
+
+
+def find(prediction: Prediction, model: Model) -> list[Finding]:
+    """One finding a label, positive or not."""
+    score = prediction.score
+    return [
+        Finding(
+            prediction.frame,
+            label,
+            float(score.probabilities[k]),
+            bool(score.probabilities[k] >= label.threshold),
+            heat(score.maps[k], float(score.biases[k]), prediction.frame),
+            score.analyzed_at,
+        )
+        for k, label in enumerate(model.labels)
+    ]
+
+
+def heat(cells: Float32, bias: float, frame: Frame) -> Float32:
+    """What the network would say of an image that looks everywhere like this place: 0 to 1.
+
+    The logistic function of (class map + bias), so that heat maps of different images share one
+    scale; the map's mean plus the bias is the image's own logit.
+    """
+    local = 1 / (1 + np.exp(-np.clip(cells + bias, -30, 30)))
+    return geometry.spread(local.astype(np.float32), frame.letterbox)
+
+
+def write_results(
+    headers: dict[str, Dataset], findings: tuple[Finding, ...], scorer: Scorer, context: Context
+) -> tuple[Result, ...]:
+    """One Secondary Capture an image, one Structured Report for all."""
+    images: dict[tuple[str, int], list[Finding]] = {}
+    for item in findings:
+        key = (item.frame.source.sop_instance_uid, item.frame.number)
+        images.setdefault(key, []).append(item)
+    results = []
+    for number, ((uid, _), group) in enumerate(images.items(), 1):
+        top = max(group, key=lambda item: item.probability)
+        overlay = capture.capture(headers[uid], top, scorer.model, scorer.engine, number)
+        results.append(_write(overlay, "sc", uid, context.out))
+    document = sr.report(headers, findings, scorer.model, scorer.engine, context.predecessor)
+    results.append(_write(document, "sr", None, context.out))
+    return tuple(results)
+
+
+def _write(ds: Dataset, kind: str, source: str | None, out: Path) -> Result:
+    path = out / f"{ds.SOPInstanceUID}.dcm"
+    buffer = io.BytesIO()
+    pydicom.dcmwrite(buffer, ds, enforce_file_format=True)
+    durable.write(path, [buffer.getbuffer()])
+    return Result(
+        str(ds.SOPInstanceUID), str(ds.SOPClassUID), str(ds.SeriesInstanceUID), kind, path, source
+    )

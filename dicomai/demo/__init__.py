@@ -1,0 +1,1 @@
+"""Real radiographs, wrapped as DICOM, for the demonstration and the tests."""

@@ -1,0 +1,77 @@
+"""Secondary Capture of an overlay (PS3.3 A.8)."""
+
+import highdicom as hd
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+
+from dicomai.report import identity
+from dicomai.report.overlay import draw
+from dicomai.study import Finding, Model
+
+SERIES_NUMBER = 9901
+
+
+def overlay_uid(finding: Finding, model: Model, engine: str) -> str:
+    """The SOP Instance UID of an image's overlay."""
+    source = finding.frame.source
+    return identity.make_uid(
+        "sc",
+        source.sop_instance_uid,
+        source.digest,
+        str(finding.frame.number),
+        identity.model_key(model, engine),
+    )
+
+
+def capture(source: Dataset, finding: Finding, model: Model, engine: str, number: int) -> Dataset:
+    """The overlay of one image, in RGB, for the study of its source.
+
+    source: header of the image; number: Instance Number in the series
+    """
+    moment = identity.local_time(finding.analyzed_at, source)
+    ref = identity.for_highdicom(source)
+    ds = hd.sc.SCImage.from_ref_dataset(
+        ref_dataset=ref,
+        pixel_array=draw(finding, model),
+        photometric_interpretation="RGB",
+        bits_allocated=8,
+        coordinate_system="PATIENT",
+        series_instance_uid=identity.series_uid(source.StudyInstanceUID, "sc", model, engine),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=overlay_uid(finding, model, engine),
+        instance_number=number,
+        manufacturer=identity.MANUFACTURER,
+        patient_orientation=("L", "F"),  # asked for; the source's own replaces it below
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+    )
+    ds.PatientOrientation = None  # Type 2C: unknown, where the source does not say
+    identity.restore(ds, source, identity.PATIENT_AND_STUDY + identity.OF_THE_IMAGE)
+    identity.describe_equipment(ds, model, moment)
+    identity.stamp(ds, moment)
+    ds.ConversionType = "WSD"
+    ds.ImageType = ["DERIVED", "SECONDARY"]
+    ds.BurnedInAnnotation = "YES"
+    ds.SeriesDescription = f"AI overlay {model.name}, not for diagnosis"
+    ds.ImageComments = f"{identity.NOTICE}. Research software, not a medical device."
+    ds.DerivationDescription = (
+        f"Class map of {finding.label.code.meaning} by {model.name} {model.version}, blended with "
+        "the source image"
+    )
+    ds.SourceImageSequence = [_source_image(source, finding)]
+    return ds
+
+
+def _source_image(source: Dataset, finding: Finding) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID = source.SOPClassUID
+    item.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    if "NumberOfFrames" in source:
+        item.ReferencedFrameNumber = finding.frame.number
+    purpose = Dataset()
+    purpose.CodeValue, purpose.CodingSchemeDesignator = "121322", "DCM"
+    purpose.CodeMeaning = "Source image for image processing operation"
+    item.PurposeOfReferenceCodeSequence = [purpose]
+    return item
+
+
+CAPTURE_CLASS = str(SecondaryCaptureImageStorage)

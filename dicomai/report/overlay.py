@@ -1,0 +1,84 @@
+"""The picture: source image, heat map, legend."""
+
+import cv2
+import numpy as np
+
+from dicomai.report.identity import NOTICE, SOFTWARE
+from dicomai.study import Finding, Float32, Model, UInt8
+
+# Half of the light comes from the heat map where it is hottest: anatomy stays readable below it.
+STRENGTH = 0.5
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+WHITE, GREY, AMBER = (255, 255, 255), (170, 170, 170), (255, 190, 60)
+
+
+def colours(heat: Float32) -> UInt8:
+    """0 to 1 as RGB, perceptually uniform (inferno)."""
+    levels = np.rint(np.clip(heat, 0, 1) * 255).astype(np.uint8)
+    bgr = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8)
+
+
+def blend(display: UInt8, heat: Float32) -> UInt8:
+    """display (rows, columns), heat 0 to 1 of the same shape; returns RGB (rows, columns, 3)."""
+    # Interpolated weights over three 8-bit channels: OpenCV does this without float64 copies.
+    weight = cv2.merge([np.clip(heat, 0, 1) * STRENGTH] * 3)
+    grey = cv2.cvtColor(display, cv2.COLOR_GRAY2RGB).astype(np.float32)
+    colour = colours(heat).astype(np.float32)
+    mixed = grey + (colour - grey) * weight
+    return np.rint(mixed).astype(np.uint8)
+
+
+def draw(finding: Finding, model: Model) -> UInt8:
+    """The overlay with its legend below, so that no text covers the image: RGB."""
+    picture = blend(finding.frame.display, finding.heat)
+    return np.vstack([picture, legend(picture.shape[1], finding, model)])
+
+
+def legend(width: int, finding: Finding, model: Model) -> UInt8:
+    """A strip of the image's width: finding, scale, model, notice; text scaled to fit."""
+    lines = (
+        (_statement(finding), AMBER if finding.positive else WHITE),
+        (f"{model.name} {model.version}, dicomai {SOFTWARE}, {finding.analyzed_at:%Y-%m-%d}", GREY),
+        (f"{NOTICE}. Not a medical device.", WHITE),
+    )
+    scale = min(_fit(text, width * 0.94) for text, _ in lines)
+    thickness = max(1, round(scale * 1.6))
+    row = round(scale * 34)
+    strip = np.zeros((row * (len(lines) + 1) + row // 2, width, 3), np.uint8)
+    left = round(width * 0.03)
+    for index, (text, colour) in enumerate(lines):
+        place = (left, round(row * (index + 0.8)))
+        cv2.putText(strip, text, place, FONT, scale, colour, thickness, cv2.LINE_AA)
+    _draw_scale(strip, left, row * len(lines) + row // 4, row, scale * 0.8, thickness)
+    return strip
+
+
+def _statement(finding: Finding) -> str:
+    word = "PRESENT" if finding.positive else "not present"
+    return (
+        f"{finding.label.code.meaning}: {word}, {finding.probability:.0%} "
+        f"(threshold {finding.label.threshold:.0%})"
+    )
+
+
+def _fit(text: str, width: float) -> float:
+    (unit, _), _ = cv2.getTextSize(text, FONT, 1.0, 2)
+    return width / unit
+
+
+def _draw_scale(strip: UInt8, left: int, top: int, row: int, scale: float, thickness: int) -> None:
+    """The colour bar, from 0 to 100 % local probability, mixed with mid-grey as the image is."""
+    width = strip.shape[1]
+    inner = round(width * 0.5)
+    ramp = np.tile(np.linspace(0, 1, inner, dtype=np.float32), (row // 2, 1))
+    bar = blend(np.full(ramp.shape, 110, np.uint8), ramp)
+    start = left + round(scale * 60)
+    strip[top : top + bar.shape[0], start : start + inner] = bar
+    base = top + row // 2
+    cv2.putText(strip, "0 %", (left, base), FONT, scale, GREY, thickness, cv2.LINE_AA)
+    text = "100 % local probability"
+    place = (start + inner + round(scale * 12), base)
+    remaining = width - place[0] - left
+    scale = min(scale, _fit(text, remaining))
+    cv2.putText(strip, text, place, FONT, scale, GREY, thickness, cv2.LINE_AA)
