@@ -4,6 +4,7 @@ The steps act on single values, so for integer pixels they are computed once for
 that occurs in the image and looked up: exact, and faster than arithmetic on every pixel.
 """
 
+import io
 from collections.abc import Callable
 
 import numpy as np
@@ -35,9 +36,10 @@ TABLE_LIMIT = 1 << 17
 
 
 def read(instance: Instance) -> Dataset:
-    """Read a stored object, pixel data included."""
+    """Read a stored object, pixel data included; a disk that fails raises OSError."""
+    data = instance.path.read_bytes()
     try:
-        return pydicom.dcmread(instance.path)
+        return pydicom.dcmread(io.BytesIO(data))
     except InvalidDicomError as error:
         raise NotDicom("this is not a DICOM file: it has no DICM prefix") from error
     except DECODER_ERRORS as error:

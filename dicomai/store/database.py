@@ -95,8 +95,11 @@ def _sqlite_engine(url: str, file: str | None) -> Engine:
 
 
 def upgrade(database: Database, migrations: Path, revision: str = "head") -> None:
-    """Run the migrations up to a revision."""
+    """Run the migrations up to a revision. Raises DatabaseUnready where the code is too old."""
+    found = current_revision(database)
     config = _alembic(migrations)
+    if found is not None and found not in _revisions(config):
+        raise DatabaseUnready(_newer(found))
     with database.engine.connect().execution_options(immediate=True) as connection:
         config.attributes["connection"] = connection
         alembic.command.upgrade(config, revision)
@@ -132,17 +135,24 @@ def current_revision(database: Database) -> str | None:
 def require_current(database: Database, migrations: Path) -> None:
     """Raise DatabaseUnready unless the schema is the one that this code was written for."""
     found = current_revision(database)
-    script = ScriptDirectory.from_config(_alembic(migrations))
-    head = script.get_current_head()
+    config = _alembic(migrations)
+    head = ScriptDirectory.from_config(config).get_current_head()
     if found == head:
         return
     if found is None:
         raise DatabaseUnready("the database is empty: run 'dicomai db upgrade'")
-    if found in {revision.revision for revision in script.walk_revisions()}:
+    if found in _revisions(config):
         raise DatabaseUnready(f"the database is at {found}, not {head}: run 'dicomai db upgrade'")
-    raise DatabaseUnready(
-        f"the database is at {found}, newer than this dicomai: install a newer one"
-    )
+    raise DatabaseUnready(_newer(found))
+
+
+def _revisions(config: Config) -> set[str]:
+    script = ScriptDirectory.from_config(config)
+    return {revision.revision for revision in script.walk_revisions()}
+
+
+def _newer(found: str) -> str:
+    return f"the database is at {found}, newer than this dicomai: install a newer dicomai"
 
 
 def unreachable(database: Database, error: DBAPIError) -> DatabaseUnready:

@@ -15,6 +15,7 @@ from dicomai.store.tables import (
     delivery,
     event,
     instance,
+    model,
     prediction,
     result,
     study,
@@ -175,21 +176,22 @@ def deliveries(
     return _rows(database, statement)
 
 
-def study_is_due(database: Database) -> bool:
-    """Whether a claim is worth the write lock."""
-    return _is_due(database, study, ("receiving", "analyzing"))
+def due_study_attempts(database: Database) -> int | None:
+    """Attempts of the most crashed study that is due; None: a claim is not worth the write lock."""
+    with database.read() as connection:
+        now = database.now(connection)
+        due = select(func.max(study.c.attempts)).where(
+            study.c.state.in_(("receiving", "analyzing")), study.c.due_at <= now
+        )
+        return connection.execute(due).scalar_one()
 
 
 def task_is_due(database: Database) -> bool:
     """Whether a claim is worth the write lock."""
-    return _is_due(database, task, ("due", "running"))
-
-
-def _is_due(database: Database, rows: Any, states: Sequence[str]) -> bool:
     with database.read() as connection:
         now = database.now(connection)
-        due = select(rows.c.due_at).where(rows.c.state.in_(states), rows.c.due_at <= now).limit(1)
-        return connection.execute(due).first() is not None
+        due = select(task.c.id).where(task.c.state.in_(("due", "running")), task.c.due_at <= now)
+        return connection.execute(due.limit(1)).first() is not None
 
 
 def due_destinations(database: Database) -> set[str]:
@@ -248,10 +250,12 @@ def scores(
     }
 
 
-def predecessor(database: Database, study_instance_uid: str, revision: int) -> str | None:
-    """The SOP Instance UID of the report that the newest analysis before this revision made."""
+def predecessor(
+    database: Database, study_instance_uid: str, revision: int
+) -> tuple[str, str] | None:
+    """SOP and Series Instance UID of the report that the newest analysis before this one made."""
     statement = (
-        select(result.c.sop_instance_uid)
+        select(result.c.sop_instance_uid, result.c.series_instance_uid)
         .join(analysis, analysis.c.id == result.c.analysis_id)
         .where(
             result.c.study_instance_uid == study_instance_uid,
@@ -261,6 +265,19 @@ def predecessor(database: Database, study_instance_uid: str, revision: int) -> s
         .order_by(analysis.c.revision.desc())
         .limit(1)
     )
+    with database.read() as connection:
+        row = connection.execute(statement).first()
+    return (row.sop_instance_uid, row.series_instance_uid) if row else None
+
+
+def models(database: Database) -> list[Row]:
+    """Registered model versions."""
+    return _rows(database, select(model).order_by(model.c.name, model.c.registered_at))
+
+
+def active_version(database: Database, name: str) -> str | None:
+    """Which version of a model is active."""
+    statement = select(model.c.version).where(model.c.name == name, model.c.state == "active")
     with database.read() as connection:
         return connection.execute(statement).scalar_one_or_none()
 

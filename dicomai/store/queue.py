@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, func, or_, select, update
+from sqlalchemy import Connection, func, select, update
 
 from dicomai.errors import LeaseLost
 from dicomai.store import states
@@ -23,6 +23,7 @@ from dicomai.store.tables import (
     event,
     finding,
     instance,
+    model,
     prediction,
     result,
     study,
@@ -681,11 +682,11 @@ def release_deliveries(database: Database, items: Sequence[Delivery]) -> None:
                 )
 
 
-def retry_deliveries(database: Database, ids: Sequence[int] | None = None) -> int:
-    """Make failed and waiting deliveries due now; all of them, or those named."""
-    chosen = or_(delivery.c.state == "failed", delivery.c.state == "pending")
-    if ids is not None:
-        chosen &= delivery.c.id.in_(ids)
+def retry_deliveries(database: Database, destination: str | None = None) -> int:
+    """Make failed and waiting deliveries due now, to all destinations or to one."""
+    chosen = delivery.c.state.in_(("failed", "pending"))
+    if destination is not None:
+        chosen &= delivery.c.destination == destination
     with database.write() as connection:
         now = database.now(connection)
         rows = connection.execute(
@@ -700,6 +701,40 @@ def retry_deliveries(database: Database, ids: Sequence[int] | None = None) -> in
             if row.state == "failed":
                 record(connection, now, "delivery", str(row.id), "failed", "pending", "retried")
         return len(rows)
+
+
+def renew_deliveries(database: Database, items: Sequence[Delivery], lease_seconds: float) -> None:
+    """Move the expiry of what is still to be sent."""
+    with database.write() as connection:
+        due = database.now(connection) + timedelta(seconds=lease_seconds)
+        for item in items:
+            connection.execute(
+                update(delivery)
+                .where(delivery.c.id == item.id, delivery.c.lease == item.lease)
+                .values(due_at=due)
+            )
+
+
+def register_model(database: Database, name: str, version: str, sha256: str) -> str:
+    """Note a package; the first of its name becomes active. Returns the SHA-256 on record."""
+    with database.write() as connection:
+        now = database.now(connection)
+        known = connection.execute(
+            select(model.c.sha256).where(model.c.name == name, model.c.version == version)
+        ).scalar_one_or_none()
+        if known is not None:
+            return str(known)
+        active = connection.execute(
+            select(model.c.version).where(model.c.name == name, model.c.state == "active")
+        ).first()
+        state = "candidate" if active else "active"
+        connection.execute(
+            model.insert().values(
+                name=name, version=version, state=state, sha256=sha256, registered_at=now
+            )
+        )
+        record(connection, now, "model", f"{name} {version}"[:64], None, state)
+        return sha256
 
 
 def add_task(database: Database, kind: str, due: datetime) -> bool:

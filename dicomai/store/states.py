@@ -18,6 +18,12 @@ TRANSITIONS: dict[str, dict[str | None, frozenset[str]]] = {
         "failed": frozenset({"pending"}),
         "superseded": frozenset({"pending"}),
     },
+    "model": {
+        None: frozenset({"active", "candidate"}),
+        "candidate": frozenset({"active"}),
+        "active": frozenset({"retired"}),
+        "retired": frozenset({"active"}),
+    },
     "task": {
         None: frozenset({"due"}),
         "due": frozenset({"running"}),

@@ -98,7 +98,6 @@ model = Table(
     Column("version", String(32)),
     Column("state", String(16), nullable=False),
     Column("sha256", String(64), nullable=False),
-    Column("path", String(500), nullable=False),
     Column("registered_at", UtcDateTime, nullable=False),
     PrimaryKeyConstraint("name", "version"),
 )

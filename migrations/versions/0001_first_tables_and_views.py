@@ -89,7 +89,6 @@ def upgrade() -> None:
         sa.Column("version", sa.String(length=32), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("sha256", sa.String(length=64), nullable=False),
-        sa.Column("path", sa.String(length=500), nullable=False),
         sa.Column("registered_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("name", "version", name="pk_model"),
     )

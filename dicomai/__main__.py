@@ -1,0 +1,5 @@
+"""python -m dicomai."""
+
+from dicomai.cli import main
+
+main()

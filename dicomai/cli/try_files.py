@@ -1,0 +1,126 @@
+"""try: analyze files without database or network."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dicomai import logs
+from dicomai.cli.options import Config, Format, FormatOption, load, show
+from dicomai.cli.results import COLUMNS
+from dicomai.errors import Misuse, NotDicom
+from dicomai.infer import package
+from dicomai.receive import inbox
+from dicomai.roles import model_folders
+from dicomai.settings import Settings
+from dicomai.study import Analysis, Instance, Model, Study
+
+
+def try_files(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="files and folders")],
+    config: Config = None,
+    out: Annotated[Path, typer.Option(help="folder for overlays and reports")] = Path(
+        "dicomai-out"
+    ),
+    how: FormatOption = Format.TABLE,
+) -> None:
+    """Analyze DICOM files; writes overlays (also as PNG) and reports, needs no daemon."""
+    settings = load(config)
+    logs.configure("try")
+    files = list(_files(paths))
+    if not files:
+        raise Misuse("there is no file in " + ", ".join(map(str, paths)))
+    rows: list[dict[str, Any]] = []
+    studies: dict[str, list[Instance]] = {}
+    for file in files:
+        try:
+            header, instance, _ = inbox.read_file(file)
+        except NotDicom as error:
+            rows.append(_refused(file, str(error)))
+        else:
+            studies.setdefault(header.study_instance_uid, []).append(instance)
+    if studies:
+        rows += _analyze(settings, studies, out)
+    columns = ["source", *COLUMNS, "reason"]
+    if how is Format.TABLE:
+        columns = ["source", "label", "probability", "threshold", "positive", "reason"]
+    show(rows, columns, how, "nothing")
+    if all(row["label"] is None for row in rows):
+        raise typer.Exit(1)
+
+
+def _files(paths: list[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(file for file in path.rglob("*") if file.is_file())
+        elif path.is_file():
+            yield path
+        else:
+            raise Misuse(f"there is no file or folder {path}")
+
+
+def _analyze(
+    settings: Settings, studies: dict[str, list[Instance]], out: Path
+) -> list[dict[str, Any]]:
+    from dicomai.analyze import Context, Scorer, analyze  # torch, only where it is needed
+    from dicomai.infer.engine import Engine
+
+    model = _newest(settings)
+    engine = Engine(model, settings.infer.device)
+    scorer = Scorer(model, engine.name, engine.biases, engine.score)
+    rows = []
+    for uid, instances in studies.items():
+        study = Study(uid, 1, tuple(instances))
+        context = Context({}, None, datetime.now(UTC), out / uid)
+        done = analyze(study, scorer, context)
+        for result in done.results:
+            if result.kind == "sc":
+                write_png(result.path)
+        rows += _rows(done)
+    return rows
+
+
+def _newest(settings: Settings) -> Model:
+    models = package.installed(model_folders(settings))
+    found = [model for model in models if model.name == settings.infer.model]
+    if not found:
+        raise Misuse(f"infer.model: there is no model '{settings.infer.model}'")
+    return found[-1]
+
+
+def write_png(capture: Path) -> Path:
+    """An overlay as PNG beside its DICOM file."""
+    import cv2
+    import pydicom
+
+    png = capture.with_suffix(".png")
+    cv2.imwrite(str(png), cv2.cvtColor(pydicom.dcmread(capture).pixel_array, cv2.COLOR_RGB2BGR))
+    return png
+
+
+def _rows(done: Analysis) -> list[dict[str, Any]]:
+    rows = [
+        {
+            "source": str(item.frame.source.path),
+            "study_instance_uid": done.study.study_instance_uid,
+            "series_instance_uid": item.frame.source.series_instance_uid,
+            "sop_instance_uid": item.frame.source.sop_instance_uid,
+            "label": item.label.key,
+            "code": item.label.code.value,
+            "probability": item.probability,
+            "threshold": item.label.threshold,
+            "positive": item.positive,
+            "model_name": done.model.name,
+            "model_version": done.model.version,
+            "analyzed_at": item.analyzed_at,
+            "reason": None,
+        }
+        for item in done.findings
+    ]
+    return rows + [_refused(item.instance.path, item.reason) for item in done.exclusions]
+
+
+def _refused(file: Path, reason: str) -> dict[str, Any]:
+    return {"source": str(file), **dict.fromkeys(COLUMNS), "reason": reason}

@@ -1,0 +1,142 @@
+"""The scoring process: threads that claim studies, one batcher that owns the device."""
+
+import threading
+import time
+from datetime import UTC, datetime
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from dicomai.analyze import Context, Scorer, analyze
+from dicomai.errors import DicomaiError, LeaseLost, Retryable
+from dicomai.infer.batcher import Batcher
+from dicomai.infer.engine import Engine
+from dicomai.report.sr import Predecessor
+from dicomai.roles import FINISH_SECONDS, TROUBLE_SECONDS, first_line, work_until
+from dicomai.settings import Settings
+from dicomai.store import queries, queue
+from dicomai.store.database import Database
+from dicomai.store.queue import CRASHES_IN_COMPANY, Claim
+from dicomai.study import Model
+
+log = structlog.get_logger()
+
+
+class Worker:
+    """Analyzes what is due, several studies at a time."""
+
+    def __init__(self, settings: Settings, database: Database, model: Model) -> None:
+        self._settings = settings
+        self._database = database
+        engine = Engine(model, settings.infer.device)
+        self._batcher = Batcher(engine.score, settings.infer.batch_size)
+        self._scorer = Scorer(model, engine.name, engine.biases, self._batcher.predict)
+        self._outputs = {d.name: d.outputs for d in settings.destinations}
+        self._held: dict[str, Claim] = {}
+        self._lock = threading.Lock()
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until told to stop; then finish within seconds, or give back what is held."""
+        threads = [
+            threading.Thread(target=work_until, args=(stop, self._step), daemon=True)
+            for _ in range(self._settings.infer.workers)
+        ]
+        threads.append(threading.Thread(target=self._renew, args=(stop,), daemon=True))
+        for thread in threads:
+            thread.start()
+        model = self._scorer.model
+        log.info("scoring", model=model.name, version=model.version, engine=self._scorer.engine)
+        stop.wait()
+        deadline = time.monotonic() + FINISH_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        for claim in list(self._held.values()):
+            queue.release_study(self._database, claim)
+
+    def _step(self) -> bool:
+        claim = self._claim()
+        if claim is None:
+            return False
+        try:
+            self._work(claim)
+        finally:
+            with self._lock:
+                self._held.pop(claim.lease, None)
+        return True
+
+    def _claim(self) -> Claim | None:
+        """A study that crashed its worker before waits until nothing else is in hand."""
+        with self._lock:
+            attempts = queries.due_study_attempts(self._database)
+            if attempts is None:
+                return None
+            alone = attempts >= CRASHES_IN_COMPANY
+            if self._held and (alone or self._holds_a_suspect()):
+                return None
+            limits = self._settings.infer
+            claim = queue.claim_study(
+                self._database,
+                self._settings.data_dir,
+                limits.lease_seconds,
+                limits.max_attempts,
+                alone,
+            )
+            if claim is not None:
+                self._held[claim.lease] = claim
+            return claim
+
+    def _holds_a_suspect(self) -> bool:
+        return any(claim.attempts > CRASHES_IN_COMPANY for claim in self._held.values())
+
+    def _work(self, claim: Claim) -> None:
+        uid = claim.study.study_instance_uid
+        started = time.monotonic()
+        try:
+            done = analyze(claim.study, self._scorer, self._context(claim))
+            queue.complete(self._database, claim, done, self._settings.data_dir, self._outputs)
+        except LeaseLost as error:
+            log.info("lease_lost", study=uid, reason=str(error))
+        except (Retryable, OSError, SQLAlchemyError) as error:
+            # The disk or the database: the study is not to blame and waits.
+            log.error("put_off", study=uid, error=type(error).__name__, detail=first_line(error))
+            queue.release_study(self._database, claim, TROUBLE_SECONDS, first_line(error))
+        except Exception as error:
+            log.exception("failed", study=uid)
+            words = str(error) if isinstance(error, DicomaiError) else type(error).__name__
+            self._fail(claim, f"the analysis failed: {words}")
+        else:
+            log.info(
+                "analyzed",
+                study=uid,
+                revision=claim.study.revision,
+                findings=len(done.findings),
+                not_analyzed=len(done.exclusions),
+                seconds=round(time.monotonic() - started, 3),
+            )
+
+    def _fail(self, claim: Claim, reason: str) -> None:
+        try:
+            queue.fail_study(self._database, claim, reason)
+        except LeaseLost:
+            log.info("lease_lost", study=claim.study.study_instance_uid)
+
+    def _context(self, claim: Claim) -> Context:
+        study, model = claim.study, self._scorer.model
+        before = queries.predecessor(self._database, study.study_instance_uid, study.revision)
+        return Context(
+            scores=queries.scores(
+                self._database, study.instances, model.name, model.version, self._scorer.engine
+            ),
+            predecessor=Predecessor(*before) if before else None,
+            now=datetime.now(UTC),
+            out=self._settings.data_dir / "results" / study.study_instance_uid,
+        )
+
+    def _renew(self, stop: threading.Event) -> None:
+        lease_seconds = self._settings.infer.lease_seconds
+        while not stop.wait(lease_seconds / 3):
+            for claim in list(self._held.values()):
+                try:
+                    queue.renew_study(self._database, claim, lease_seconds)
+                except SQLAlchemyError as error:
+                    log.error("not_renewed", detail=first_line(error))
