@@ -102,7 +102,8 @@ def read_frames(instance: Instance, model: Model) -> tuple[Dataset, list[Frame]]
 
 def prepare(instance: Instance, number: int, shown: Float32, model: Model) -> Frame:
     """shown: (rows, columns), 0 to 1."""
-    box = geometry.fit(*shown.shape, model.preprocessing.size)
+    rows, columns = shown.shape
+    box = geometry.fit(rows, columns, model.preprocessing.size)
     square = geometry.letterbox(shown, box)
     return Frame(
         instance,
@@ -175,9 +176,9 @@ def write_results(
         key = (item.frame.source.sop_instance_uid, item.frame.number)
         images.setdefault(key, []).append(item)
     results = []
-    for number, ((uid, _), group) in enumerate(images.items(), 1):
+    for (uid, _), group in images.items():
         top = max(group, key=lambda item: item.probability)
-        overlay = capture.capture(headers[uid], top, scorer.model, scorer.engine, number)
+        overlay = capture.capture(headers[uid], top, scorer.model, scorer.engine)
         results.append(_write(overlay, "sc", uid, context.out))
     document = sr.report(headers, findings, scorer.model, scorer.engine, context.predecessor)
     results.append(_write(document, "sr", None, context.out))

@@ -1,8 +1,10 @@
 """A small receiving archive: a Storage SCP that keeps what it gets in a folder."""
 
 from pathlib import Path
+from typing import cast
 
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
+from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import Event
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
@@ -30,7 +32,7 @@ class Archive:
     def _store(self, event: Event) -> int:
         study = self.folder / str(event.dataset.StudyInstanceUID)
         study.mkdir(parents=True, exist_ok=True)
-        uid = str(event.request.AffectedSOPInstanceUID)
+        uid = str(cast(C_STORE, event.request).AffectedSOPInstanceUID)
         (study / f"{uid}.dcm").write_bytes(event.encoded_dataset())
         return 0x0000
 

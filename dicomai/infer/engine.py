@@ -32,8 +32,8 @@ class Engine:
         except (SafetensorError, RuntimeError) as error:
             words = str(error).splitlines()[0]
             raise ModelDamaged(f"the weights of {model.path} do not fit: {words}") from error
-        self.network = network.eval().to(self.device, memory_format=torch.channels_last)
-        self.biases: Float32 = network.resnet.fc.bias.detach().float().cpu().numpy()
+        self.network = network.eval().to(self.device).to(memory_format=torch.channels_last)
+        self.biases: Float32 = network.head.bias.detach().float().cpu().numpy()
 
     @torch.inference_mode()
     def score(self, images: Float32) -> tuple[Float32, Float32]:

@@ -1,5 +1,7 @@
 """ResNet50 that gives its class maps with its logits; the only place that imports torchvision."""
 
+from typing import Any
+
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -24,15 +26,22 @@ class ResNetWithMaps(nn.Module):
         super().__init__()
         self.resnet = resnet
 
+    @property
+    def head(self) -> nn.Linear:
+        """The one linear layer after the pooling."""
+        head: nn.Linear = self.resnet.fc  # type: ignore[assignment]
+        return head
+
     def features(self, images: Tensor) -> Tensor:
         """images: (N, channels, size, size); returns (N, C, size / 32, size / 32)."""
-        net = self.resnet
+        net: Any = self.resnet
         x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
-        return net.layer4(net.layer3(net.layer2(net.layer1(x))))  # type: ignore[no-any-return]
+        features: Tensor = net.layer4(net.layer3(net.layer2(net.layer1(x))))
+        return features
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        maps = class_maps(self.features(images), self.resnet.fc.weight)
-        return maps.mean(dim=(2, 3)) + self.resnet.fc.bias, maps
+        maps = class_maps(self.features(images), self.head.weight)
+        return maps.mean(dim=(2, 3)) + self.head.bias, maps
 
 
 def build(architecture: str, channels: int, labels: int) -> ResNetWithMaps:

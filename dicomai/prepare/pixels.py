@@ -6,13 +6,14 @@ that occurs in the image and looked up: exact, and faster than arithmetic on eve
 
 import io
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.pixels import pixel_array
+from pydicom.pixels.utils import pixel_array
 
 from dicomai.errors import NotDicom, UnsupportedPixels
 from dicomai.study import Float32, Instance
@@ -75,11 +76,11 @@ def _words(error: BaseException) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
-def _to_display(ds: Dataset, stored: NDArray[np.generic]) -> Float32:
+def _to_display(ds: Dataset, stored: NDArray[Any]) -> Float32:
     padding = _padding(ds)
     occurring = stored
     if padding is not None:
-        occurring = stored[(stored < padding[0]) | (stored > padding[1])]  # type: ignore[operator]
+        occurring = stored[(stored < padding[0]) | (stored > padding[1])]
     if occurring.size == 0:
         return np.zeros(stored.shape, np.float32)
     low, high = occurring.min(), occurring.max()
@@ -101,7 +102,7 @@ def _blank(shown: Float64, stored: Float64, padding: tuple[float, float] | None)
 
 
 def _padding(ds: Dataset) -> tuple[float, float] | None:
-    """Stored values that are padding: Pixel Padding Value (0028,0120) to Range Limit (0028,0121)."""
+    """Stored values that are padding: (0028,0120) to (0028,0121)."""
     value = ds.get("PixelPaddingValue")
     if value is None:
         return None
@@ -207,4 +208,5 @@ def _lut(ds: Dataset, item: Dataset, signed: bool) -> tuple[Float64, int, int]:
 
 
 def _index(values: Float64, first: int, entries: int) -> NDArray[np.intp]:
-    return np.clip(np.rint(values) - first, 0, entries - 1).astype(np.intp)
+    index: NDArray[np.intp] = np.clip(np.rint(values) - first, 0, entries - 1).astype(np.intp)
+    return index

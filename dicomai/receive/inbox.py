@@ -23,7 +23,7 @@ from dicomai.study import MANUFACTURER, Instance
 
 UID_PATTERN = re.compile(r"[0-9]+(\.[0-9]+)*")
 PIXELS = Tag(0x7FE0, 0x0008)
-WANTED = [
+WANTED: list[BaseTag | int] = [
     Tag(keyword)
     for keyword in (
         "SOPClassUID",
@@ -82,7 +82,7 @@ def parse(dataset: bytes, transfer_syntax_uid: str) -> Header:
 
 
 def _at_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
-    return tag >= PIXELS
+    return bool(tag >= PIXELS)
 
 
 def _header(ds: Dataset) -> Header:
@@ -93,8 +93,12 @@ def _header(ds: Dataset) -> Header:
             raise NotDicom(f"{keyword} is missing or is not a UID")
         uids.append(value)
     expected = str(ds.get("NumberOfStudyRelatedInstances") or "")
+    sop_class, sop_instance, study, series = uids
     return Header(
-        *uids,
+        sop_class,
+        sop_instance,
+        study,
+        series,
         analyzable=_is_image(uids[0]) and ds.get("Manufacturer") != MANUFACTURER,
         expected_instances=int(expected) if expected.isdigit() else None,
     )

@@ -1,14 +1,16 @@
 """Storage and Verification SCP (PS3.4 Annex B and A): keep, commit, and only then Success."""
 
 import socket
+import socketserver
 import threading
-from collections.abc import Callable
+import time
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import structlog
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
 from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode_file_meta
 from pynetdicom.events import Event
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
@@ -28,6 +30,7 @@ OUT_OF_RESOURCES = 0xA700
 MISMATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
 LARGEST_PDU = 1 << 20
+PATIENCE_SECONDS = 4.0
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -91,9 +94,14 @@ class Listener:
         self._server.serve_forever(poll_interval=0.2)
 
     def stop(self) -> None:
-        """Take no new association, finish the open ones' current object, abort the rest."""
+        """Take no new association, give open ones some seconds to end, abort the rest."""
         self._server.shutdown()
         self._server.server_close()
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while self._server.active_associations and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for association in self._server.active_associations:
+            association.abort()
 
     def _store(self, event: Event) -> int:
         calling = event.assoc.requestor.ae_title
@@ -113,8 +121,9 @@ class Listener:
         dataset = event.encoded_dataset(include_meta=False)
         syntax = str(event.context.transfer_syntax)
         header = inbox.parse(dataset, syntax)
-        if header.sop_instance_uid != event.request.AffectedSOPInstanceUID or (
-            header.sop_class_uid != event.request.AffectedSOPClassUID
+        request = cast(C_STORE, event.request)
+        if header.sop_instance_uid != request.AffectedSOPInstanceUID or (
+            header.sop_class_uid != request.AffectedSOPClassUID
         ):
             log.warning(
                 "refused", calling_ae_title=calling_ae_title, reason="not the command's UID"
@@ -173,11 +182,12 @@ def _send_at_once(event: Event) -> None:
         transport.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def _serving(listening: socket.socket) -> Callable[..., Any]:
+def _serving(listening: socket.socket) -> type[ThreadedAssociationServer]:
     class Server(ThreadedAssociationServer):
         """Serves a socket that is bound already."""
 
         def server_bind(self) -> None:
+            assert self.socket is not None
             self.socket.close()
             self.socket = listening
             self.socket.settimeout(self.ae.network_timeout)
@@ -185,5 +195,13 @@ def _serving(listening: socket.socket) -> Callable[..., Any]:
 
         def server_activate(self) -> None:
             """The socket listens already."""
+
+        def shutdown(self) -> None:
+            """End serve_forever()."""
+            socketserver.BaseServer.shutdown(self)
+
+        def server_close(self) -> None:
+            """Close this process's handle; other processes go on listening on the socket."""
+            listening.close()
 
     return Server

@@ -6,7 +6,7 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from dicomai.report import identity
 from dicomai.report.overlay import draw
-from dicomai.study import Finding, Model
+from dicomai.study import MANUFACTURER, Finding, Model
 
 SERIES_NUMBER = 9901
 
@@ -23,11 +23,8 @@ def overlay_uid(finding: Finding, model: Model, engine: str) -> str:
     )
 
 
-def capture(source: Dataset, finding: Finding, model: Model, engine: str, number: int) -> Dataset:
-    """The overlay of one image, in RGB, for the study of its source.
-
-    source: header of the image; number: Instance Number in the series
-    """
+def capture(source: Dataset, finding: Finding, model: Model, engine: str) -> Dataset:
+    """The overlay of one image, in RGB, for the study of its source (a header without pixels)."""
     moment = identity.local_time(finding.analyzed_at, source)
     ref = identity.for_highdicom(source)
     ds = hd.sc.SCImage.from_ref_dataset(
@@ -39,12 +36,12 @@ def capture(source: Dataset, finding: Finding, model: Model, engine: str, number
         series_instance_uid=identity.series_uid(source.StudyInstanceUID, "sc", model, engine),
         series_number=SERIES_NUMBER,
         sop_instance_uid=overlay_uid(finding, model, engine),
-        instance_number=number,
-        manufacturer=identity.MANUFACTURER,
+        instance_number=_instance_number(source, finding.frame.number),
+        manufacturer=MANUFACTURER,
         patient_orientation=("L", "F"),  # asked for; the source's own replaces it below
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
-    ds.PatientOrientation = None  # Type 2C: unknown, where the source does not say
+    ds.PatientOrientation = None  # type: ignore[assignment]  # Type 2C: unknown, where the source does not say
     identity.restore(ds, source, identity.PATIENT_AND_STUDY + identity.OF_THE_IMAGE)
     identity.describe_equipment(ds, model, moment)
     identity.stamp(ds, moment)
@@ -59,6 +56,14 @@ def capture(source: Dataset, finding: Finding, model: Model, engine: str, number
     )
     ds.SourceImageSequence = [_source_image(source, finding)]
     return ds
+
+
+def _instance_number(source: Dataset, frame_number: int) -> int:
+    # The source's own, so that an image that arrives later does not change this object.
+    try:
+        return max(1, int(source.get("InstanceNumber") or 1)) + frame_number - 1
+    except (TypeError, ValueError):
+        return frame_number
 
 
 def _source_image(source: Dataset, finding: Finding) -> Dataset:

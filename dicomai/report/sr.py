@@ -22,7 +22,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import EnhancedSRStorage, ExplicitVRLittleEndian
 
 from dicomai.report import identity
-from dicomai.study import Finding, Model
+from dicomai.study import MANUFACTURER, Finding, Model
 
 SERIES_NUMBER = 9902
 REPORT_CLASS = str(EnhancedSRStorage)
@@ -86,7 +86,7 @@ def report(
         series_number=SERIES_NUMBER,
         sop_instance_uid=report_uid(findings, model, engine, predecessor),
         instance_number=1,
-        manufacturer=identity.MANUFACTURER,
+        manufacturer=MANUFACTURER,
         is_complete=True,
         is_final=False,
         is_verified=False,
@@ -110,7 +110,7 @@ def _observer(model: Model) -> ObservationContext:
             observer_identifying_attributes=DeviceObserverIdentifyingAttributes(
                 uid=identity.device_uid(model),
                 name="dicomai",
-                manufacturer_name=identity.MANUFACTURER,
+                manufacturer_name=MANUFACTURER,
                 model_name=f"{model.name} {model.version}",
             ),
         )

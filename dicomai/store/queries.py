@@ -1,6 +1,6 @@
 """What is read: for the roles, the command line and people. Nothing here writes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -98,7 +98,7 @@ def _rows(database: Database, statement: Any) -> list[Row]:
 def findings(database: Database, wanted: FindingFilter, limit: int | None = None) -> list[Row]:
     """Findings of each study's newest analysis, one a frame and label, newest first."""
     view = v_finding.c
-    bounds = (
+    bounds: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
         (wanted.since, lambda value: view.analyzed_at >= value),
         (wanted.until, lambda value: view.analyzed_at < value),
         (wanted.label, lambda value: view.label == value),
@@ -183,7 +183,8 @@ def due_study_attempts(database: Database) -> int | None:
         due = select(func.max(study.c.attempts)).where(
             study.c.state.in_(("receiving", "analyzing")), study.c.due_at <= now
         )
-        return connection.execute(due).scalar_one()
+        attempts: int | None = connection.execute(due).scalar_one()
+    return attempts
 
 
 def task_is_due(database: Database) -> bool:

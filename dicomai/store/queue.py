@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import ColumnElement, Connection, func, select, update
 
 from dicomai.errors import LeaseLost
 from dicomai.store import states
@@ -684,13 +684,13 @@ def release_deliveries(database: Database, items: Sequence[Delivery]) -> None:
 
 def retry_deliveries(database: Database, destination: str | None = None) -> int:
     """Make failed and waiting deliveries due now, to all destinations or to one."""
-    chosen = delivery.c.state.in_(("failed", "pending"))
+    chosen: list[ColumnElement[bool]] = [delivery.c.state.in_(("failed", "pending"))]
     if destination is not None:
-        chosen &= delivery.c.destination == destination
+        chosen.append(delivery.c.destination == destination)
     with database.write() as connection:
         now = database.now(connection)
         rows = connection.execute(
-            select(delivery.c.id, delivery.c.state).where(chosen).with_for_update()
+            select(delivery.c.id, delivery.c.state).where(*chosen).with_for_update()
         ).all()
         for row in rows:
             connection.execute(

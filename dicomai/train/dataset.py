@@ -82,7 +82,8 @@ def load_images(samples: tuple[Sample, ...], size: int) -> NDArray[np.uint8]:
         grey = cv2.imread(str(sample.path), cv2.IMREAD_GRAYSCALE)
         if grey is None:
             raise Misuse(f"cannot decode {sample.path}: replace it or take it out of labels.csv")
-        square = letterbox(grey.astype(np.float32), fit(*grey.shape, size))
+        rows, columns = grey.shape
+        square = letterbox(grey.astype(np.float32), fit(rows, columns, size))
         images[index] = np.rint(square)
     return images
 
@@ -108,7 +109,8 @@ def augment(image: NDArray[np.uint8], bounds: Augmentation, rng: np.random.Gener
     contrast = 1 + rng.uniform(-1, 1) * bounds.contrast
     brightness = rng.uniform(-1, 1) * bounds.brightness * 0.5
     mean = pixels.mean()
-    return np.clip((pixels - mean) * contrast + mean + brightness, 0, 1).astype(np.float32)
+    changed: Float32 = np.clip((pixels - mean) * contrast + mean + brightness, 0, 1)
+    return changed.astype(np.float32)
 
 
 def batches(count: int, size: int, rng: np.random.Generator) -> Iterator[NDArray[np.intp]]:

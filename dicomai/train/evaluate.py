@@ -31,7 +31,7 @@ def auc(truth: Array, score: Array) -> float:
 def _midranks(values: Array) -> Array:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
-    return ((last - counts + 1 + last) / 2)[inverse]  # type: ignore[no-any-return]
+    return ((last - counts + 1 + last) / 2)[inverse]
 
 
 def auc_interval(truth: Array, score: Array, patients: NDArray[np.str_], seed: int) -> Interval:
@@ -39,7 +39,7 @@ def auc_interval(truth: Array, score: Array, patients: NDArray[np.str_], seed: i
     rng = np.random.default_rng(seed)
     names, owner = np.unique(patients, return_inverse=True)
     images = [np.flatnonzero(owner == patient) for patient in range(len(names))]
-    figures = []
+    figures: list[float] = []
     while len(figures) < 2000:
         drawn = np.concatenate([images[i] for i in rng.integers(len(names), size=len(names))])
         if 0 < truth[drawn].sum() < len(drawn):

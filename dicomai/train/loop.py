@@ -53,9 +53,8 @@ def train(
     """
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
-    network = build(recipe.architecture, recipe.channels, len(recipe.labels)).to(
-        device, memory_format=torch.channels_last
-    )
+    network = build(recipe.architecture, recipe.channels, len(recipe.labels)).to(device)
+    network = network.to(memory_format=torch.channels_last)
     epochs: list[Epoch] = []
     for phase in recipe.phases:
         best, reached = _train_phase(network, samples, recipe, phase, rng, device, progress)
@@ -72,7 +71,7 @@ def _train_phase(
     rng: np.random.Generator,
     device: torch.device,
     progress: Callable[[int, int, float], None],
-) -> tuple[ResNetWithMaps, list[Epoch]]:
+) -> tuple[torch.nn.Module, list[Epoch]]:
     learn = tuple(s for s in samples if s.split == "train")
     check = tuple(s for s in samples if s.split == "val")
     images, checked = load_images(learn, phase.size), load_images(check, phase.size)
@@ -84,10 +83,10 @@ def _train_phase(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, phase.learning_rate, total_steps=phase.epochs * steps
     )
-    average = AveragedModel(
-        network, multi_avg_fn=get_ema_multi_avg_fn(recipe.average_decay), use_buffers=True
-    )
-    best, best_auc, reached = network, -1.0, list[Epoch]()
+    averaging = get_ema_multi_avg_fn(recipe.average_decay)  # type: ignore[no-untyped-call]
+    average = AveragedModel(network, multi_avg_fn=averaging, use_buffers=True)
+    best: torch.nn.Module = network
+    best_auc, reached = -1.0, list[Epoch]()
     for number in range(1, phase.epochs + 1):
         network.train()
         losses = []
@@ -134,7 +133,7 @@ def score(
     network.eval()
     parts = []
     for start in range(0, len(images), 32):
-        inputs = to_inputs(images[start : start + 32].astype(np.float32) / 255, device)
+        inputs = to_inputs(images[start : start + 32].astype(np.float32) / np.float32(255), device)
         with torch.autocast(device.type, torch.bfloat16, enabled=half_precision):
             logits, _ = network(inputs)
         parts.append(torch.sigmoid(logits[:, 0].double()).cpu().numpy())

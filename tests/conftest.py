@@ -1,0 +1,45 @@
+"""Fixtures: both databases, migrated; a running daemon."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from peers import Postgres
+
+from dicomai.settings import shipped
+from dicomai.store.database import Database, open_database, upgrade
+
+
+@pytest.fixture(autouse=True)
+def no_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The developer's own DICOMAI_ variables do not reach the tests."""
+    for name in list(os.environ):
+        if name.startswith("DICOMAI_") and name != "DICOMAI_SHARED":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A cluster for the whole run."""
+    cluster = Postgres(tmp_path_factory.mktemp("postgres"))
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/dicomai.db"
+    url: str = request.getfixturevalue("postgres").new_database()
+    return url
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """A migrated database of each kind."""
+    opened = open_database(database_url)
+    upgrade(opened, shipped("migrations"))
+    yield opened
+    opened.engine.dispose()

@@ -1,0 +1,263 @@
+"""The peers of the tests: Orthanc as PACS, DCMTK as modality, Postgres, and the referees."""
+
+import json
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PACKAGES = {
+    "Orthanc": "orthanc",
+    "/usr/bin/storescu": "dcmtk",
+    "dciodvfy": "dicom3tools",
+    "DicomSRValidator": "pixelmed-apps",
+    "java": "default-jre-headless",
+    "/usr/lib/postgresql": "postgresql",
+}
+
+
+def need(*programs: str) -> None:
+    """Skip where a peer is missing; with CI=true that is a failure."""
+    missing = [p for p in programs if not shutil.which(p) and not Path(p).exists()]
+    if not missing:
+        return
+    packages = " ".join(sorted({PACKAGES[program] for program in missing}))
+    words = f"missing: apt-get install --no-install-recommends {packages}"
+    if os.environ.get("CI") == "true":
+        pytest.fail(words)
+    pytest.skip(words)
+
+
+def shared() -> Path:
+    """The folder of real data; the test is skipped where it is absent."""
+    folder = Path(os.environ.get("DICOMAI_SHARED", Path(__file__).parents[1] / "../shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no shared data in {folder}: set DICOMAI_SHARED")
+    return folder
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Any, seconds: float, what: str) -> Any:
+    """Poll until condition() is true and return it; fail with what was waited for."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.05)
+    pytest.fail(f"not within {seconds} s: {what}")
+
+
+class Postgres:
+    """An own cluster in a temporary folder, run by a non-root user, on 127.0.0.1."""
+
+    def __init__(self, folder: Path) -> None:
+        need("/usr/lib/postgresql")
+        self.bin = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
+        self.port = free_port()
+        self.data = folder / "cluster"
+        self.count = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.geteuid() == 0:
+            user = pwd.getpwnam("postgres")
+            os.chown(folder, user.pw_uid, user.pw_gid)
+            for parent in folder.parents:  # pytest's folders are for root alone
+                if parent.stat().st_uid == 0 and parent.is_relative_to("/tmp") and parent != Path("/tmp"):
+                    parent.chmod(parent.stat().st_mode | 0o011)
+        self._run("initdb", "-A", "trust", "-U", "dicomai", "-E", "UTF8", "-D", str(self.data))
+        options = f"-c listen_addresses=127.0.0.1 -p {self.port} -k {folder}"
+        log = str(folder / "postgres.log")
+        self._run("pg_ctl", "-w", "-D", str(self.data), "-o", options, "-l", log, "start")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [str(self.bin / program), *arguments]
+        if os.geteuid() == 0:
+            command = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *command]
+        done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
+        assert done.returncode == 0, done.stderr
+
+    def new_database(self) -> str:
+        """The URL of an empty database."""
+        self.count += 1
+        name = f"test{self.count}"
+        self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "dicomai", name)
+        return f"postgresql+psycopg://dicomai@127.0.0.1:{self.port}/{name}"
+
+    def stop(self) -> None:
+        """End the cluster."""
+        self._run("pg_ctl", "-D", str(self.data), "-m", "immediate", "stop")
+
+
+class Orthanc:
+    """A PACS on free ports of 127.0.0.1 that knows the daemon as a modality."""
+
+    def __init__(self, folder: Path, daemon_port: int, forward: bool = False) -> None:
+        need("Orthanc")
+        self.http, self.dicom = free_port(), free_port()
+        self.folder = folder
+        folder.mkdir(parents=True)
+        scripts = []
+        if forward:
+            script = folder / "forward.lua"
+            script.write_text(
+                "function OnStoredInstance(id, tags, metadata, origin)\n"
+                "  SendToModality(id, 'dicomai')\nend\n"
+            )
+            scripts.append(str(script))
+        config = folder / "orthanc.json"
+        config.write_text(
+            json.dumps(
+                {
+                    "Name": "test",
+                    "StorageDirectory": str(folder / "storage"),
+                    "IndexDirectory": str(folder / "storage"),
+                    "HttpPort": self.http,
+                    "DicomPort": self.dicom,
+                    "DicomAet": "ORTHANC",
+                    "DicomCheckCalledAet": True,
+                    "RemoteAccessAllowed": False,
+                    "AuthenticationEnabled": False,
+                    "OverwriteInstances": False,
+                    "DicomModalities": {"dicomai": ["DICOMAI", "127.0.0.1", daemon_port]},
+                    "LuaScripts": scripts,
+                    "Plugins": [],
+                }
+            )
+        )
+        environment = {**os.environ, "TCP_NODELAY": "1"}
+        with (folder / "orthanc.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                ["Orthanc", str(config)], stdout=log, stderr=log, env=environment
+            )
+        wait_until(self._answers, 30, "Orthanc answers")
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.get("/system"))
+        except OSError:
+            return False
+
+    def get(self, path: str) -> Any:
+        """GET a path of the REST API, JSON decoded."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=30) as answer:
+            return json.load(answer)
+
+    def get_bytes(self, path: str) -> bytes:
+        """GET a path of the REST API, as it is."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=30) as answer:
+            data: bytes = answer.read()
+            return data
+
+    def post(self, path: str, body: bytes | str | dict[str, Any]) -> Any:
+        """POST to a path of the REST API."""
+        if isinstance(body, dict):
+            body = json.dumps(body)
+        data = body.encode() if isinstance(body, str) else body
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http}{path}", data=data)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    def instances(self, study_instance_uid: str) -> list[dict[str, Any]]:
+        """The instances of a study, each with its main tags."""
+        found = self.post(
+            "/tools/find", {"Level": "Study", "Query": {"StudyInstanceUID": study_instance_uid}}
+        )
+        if not found:
+            return []
+        listed: list[dict[str, Any]] = self.get(f"/studies/{found[0]}/instances")
+        return listed
+
+    def sop_instance_uids(self, study_instance_uid: str) -> list[str]:
+        """What the PACS holds of a study."""
+        return [
+            item["MainDicomTags"]["SOPInstanceUID"] for item in self.instances(study_instance_uid)
+        ]
+
+    def stop(self) -> None:
+        """End the PACS."""
+        self.process.terminate()
+        self.process.wait(20)
+
+
+def storescu(port: int, files: Sequence[Path], called_ae_title: str = "DICOMAI") -> None:
+    """Send files as a modality does (DCMTK)."""
+    need("/usr/bin/storescu")
+    command = ["/usr/bin/storescu", "-R", "-aet", "MODALITY", "-aec", called_ae_title]
+    done = subprocess.run(
+        [*command, "127.0.0.1", str(port), *map(str, files)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "TCP_NODELAY": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def complaints(files: Sequence[Path], pixelmed: bool = False) -> list[str]:
+    """What dciodvfy, dcentvfy, DCMTK and PixelMed have to say against result objects.
+
+    dciodvfy and PixelMed end with 0 even where they report an error: their words count.
+    """
+    need("dciodvfy", "/usr/bin/storescu")
+    found = []
+    for file in files:
+        found += [f"{file.name}: dciodvfy {line}" for line in _errors("dciodvfy", str(file))]
+        found += [f"{file.name}: dcmdump {line}" for line in _failed("dcmdump", "-q", str(file))]
+        kind = _output("dcmdump", "-q", "+P", "0008,0016", str(file))
+        if "SR" in kind:
+            found += [f"{file.name}: dsrdump {line}" for line in _failed("dsrdump", str(file))]
+            if pixelmed:
+                found += [f"{file.name}: PixelMed {line}" for line in _pixelmed(file)]
+        if "SecondaryCapture" in kind:
+            png = str(file.with_suffix(".referee.png"))
+            found += [f"{file.name}: dcmj2pnm {x}" for x in _failed("dcmj2pnm", "+on", str(file), png)]
+    if len(files) > 1:
+        found += [f"dcentvfy {line}" for line in _errors("dcentvfy", *map(str, files))]
+    return found
+
+
+def _output(*command: str, **extra: str) -> str:
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+        env={**os.environ, **extra},
+    )
+    return done.stdout.decode(errors="replace")
+
+
+def _errors(*command: str) -> list[str]:
+    return [line for line in _output(*command).splitlines() if line.startswith("Error")]
+
+
+def _failed(*command: str) -> list[str]:
+    done = subprocess.run(command, capture_output=True, check=False)
+    lines = done.stderr.decode(errors="replace").splitlines()
+    errors = [line for line in lines if line.startswith("E:")]
+    return errors or ([f"exit code {done.returncode}"] if done.returncode else [])
+
+
+def _pixelmed(file: Path) -> list[str]:
+    need("DicomSRValidator", "java")
+    limits = ("xpathTotalOpLimit", "xpathExprOpLimit", "xpathExprGrpLimit")
+    options = " ".join(f"-Djdk.xml.{limit}=0" for limit in limits) + " -Djava.awt.headless=true"
+    text = _output("DicomSRValidator", str(file), JDK_JAVA_OPTIONS=options)
+    errors = [line for line in text.splitlines() if line.startswith("Error")]
+    if text.lower().count("complete") < 2:
+        errors.append(f"did not finish: {text[-200:]}")
+    return errors
