@@ -10,9 +10,9 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 
 class Archive:
-    """Listens on a free port of 127.0.0.1 until closed; folder/<Study>/<SOP Instance>.dcm."""
+    """Listens on 127.0.0.1 until closed; folder/<Study>/<SOP Instance>.dcm. Port 0: a free one."""
 
-    def __init__(self, folder: Path, ae_title: str = "ARCHIVE") -> None:
+    def __init__(self, folder: Path, ae_title: str = "ARCHIVE", port: int = 0) -> None:
         self.folder = folder
         self.ae_title = ae_title
         ae = AE(ae_title)
@@ -22,7 +22,7 @@ class Archive:
             if context.abstract_syntax is not None:
                 ae.add_supported_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
         server = ae.start_server(
-            ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, self._store)]
+            ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, self._store)]
         )
         if server is None:
             raise OSError("the archive cannot listen")

@@ -21,6 +21,9 @@ from dicomai import durable
 from dicomai.errors import NotDicom
 from dicomai.study import MANUFACTURER, Instance
 
+# Bytes are kept as they came, valid or not; a warning would quote values, which may be a patient's.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+
 UID_PATTERN = re.compile(r"[0-9]+(\.[0-9]+)*")
 PIXELS = Tag(0x7FE0, 0x0008)
 WANTED: list[BaseTag | int] = [

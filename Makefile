@@ -1,0 +1,49 @@
+# Two commands do everything on a fresh Debian 12 with Python 3.11: make demo, make test.
+
+PYTHON ?= python3
+VENV := .venv
+PEERS := orthanc orthanc-dicomweb dcmtk dicom3tools pixelmed-apps default-jre-headless postgresql
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test check peers starter clean
+
+demo: $(VENV)/installed
+	$(VENV)/bin/dicomai demo
+
+test: $(VENV)/installed-test peers check
+	$(VENV)/bin/python -m pytest
+
+check: $(VENV)/installed-test
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+
+# As root, what is missing is installed; otherwise the tests that need it are skipped.
+peers:
+	@missing=$$(dpkg-query -W -f '$${db:Status-Abbrev} $${Package}\n' $(PEERS) 2>/dev/null | awk '$$1 == "ii" {print $$2}' | sort > $(VENV)/peers; \
+	  printf '%s\n' $(PEERS) | sort | comm -23 - $(VENV)/peers | tr '\n' ' '); \
+	test -z "$$missing" && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	else \
+	  echo "some tests will be skipped; to run them: sudo apt-get install --no-install-recommends $$missing"; \
+	fi
+
+# Trains the starter model again (about 25 minutes on two cores).
+starter: $(VENV)/installed
+	$(VENV)/bin/python -m dicomai.train $${DICOMAI_SHARED:-../shared}/data/cxr
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml config/constraints.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --constraint config/constraints.txt --editable '.[postgres]'
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(VENV)/bin/python -m pip install --quiet --constraint config/constraints.txt --editable '.[postgres,test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) var dist build .mypy_cache .ruff_cache .pytest_cache
