@@ -156,9 +156,11 @@ def send_batch(
     stop: threading.Event,
 ) -> None:
     """Send claimed deliveries over one association; what is not sent is due again."""
-    waiting = list(items)
+    waiting = [item for item in items if is_whole(database, item)]
+    if not waiting:
+        return
     try:
-        contexts = sender.contexts_for([item.path for item in items])
+        contexts = sender.contexts_for([item.path for item in waiting])
         with sender.association(
             destination.host,
             destination.port,
@@ -181,12 +183,27 @@ def send_batch(
                     )
                     queue.finish_delivery(database, item, "delivered", warning)
                 waiting.pop(0)
-    except (Retryable, OSError, NotDicom) as error:
+    except Rejected as error:  # of the whole association
+        log.warning("refused", destination=destination.name, error=str(error))
+        for item in waiting:
+            queue.finish_delivery(database, item, "failed", str(error))
+    except (Retryable, OSError) as error:
         log.warning("not_delivered", destination=destination.name, error=str(error))
         for item in waiting:
             put_off(settings, database, item, str(error))
     else:
         queue.release_deliveries(database, waiting)
+
+
+def is_whole(database: Database, item: queue.Delivery) -> bool:
+    """Whether the result's file can be sent; if not, only this delivery fails."""
+    try:
+        sender.kind_of(item.path)
+    except Rejected as error:
+        log.error("refused", result=item.sop_instance_uid, error=str(error))
+        queue.finish_delivery(database, item, "failed", str(error))
+        return False
+    return True
 
 
 def put_off(settings: Settings, database: Database, item: queue.Delivery, error: str) -> None:

@@ -76,7 +76,11 @@ class Postgres:
             user = pwd.getpwnam("postgres")
             os.chown(folder, user.pw_uid, user.pw_gid)
             for parent in folder.parents:  # pytest's folders are for root alone
-                if parent.stat().st_uid == 0 and parent.is_relative_to("/tmp") and parent != Path("/tmp"):
+                if (
+                    parent.stat().st_uid == 0
+                    and parent.is_relative_to("/tmp")
+                    and parent != Path("/tmp")
+                ):
                     parent.chmod(parent.stat().st_mode | 0o011)
         self._run("initdb", "-A", "trust", "-U", "dicomai", "-E", "UTF8", "-D", str(self.data))
         options = f"-c listen_addresses=127.0.0.1 -p {self.port} -k {folder}"
@@ -86,7 +90,13 @@ class Postgres:
     def _run(self, program: str, *arguments: str) -> None:
         command = [str(self.bin / program), *arguments]
         if os.geteuid() == 0:
-            command = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *command]
+            command = [
+                "setpriv",
+                "--reuid=postgres",
+                "--regid=postgres",
+                "--clear-groups",
+                *command,
+            ]
         done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
         assert done.returncode == 0, done.stderr
 
@@ -224,7 +234,9 @@ def complaints(files: Sequence[Path], pixelmed: bool = False) -> list[str]:
                 found += [f"{file.name}: PixelMed {line}" for line in _pixelmed(file)]
         if "SecondaryCapture" in kind:
             png = str(file.with_suffix(".referee.png"))
-            found += [f"{file.name}: dcmj2pnm {x}" for x in _failed("dcmj2pnm", "+on", str(file), png)]
+            found += [
+                f"{file.name}: dcmj2pnm {x}" for x in _failed("dcmj2pnm", "+on", str(file), png)
+            ]
     if len(files) > 1:
         found += [f"dcentvfy {line}" for line in _errors("dcentvfy", *map(str, files))]
     return found

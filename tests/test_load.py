@@ -105,9 +105,7 @@ def test_fifty_studies_from_five_senders_are_analyzed_once_each(
     idle = (sum(map(cpu_seconds, pids)) - before) / 5
     assert queries.is_idle(running.database)
     assert idle < 0.25
-    print(
-        f"\n100 images in {seconds:.1f} s, peak {memory.peak / 1e9:.2f} GB, idle {idle:.1%} CPU"
-    )
+    print(f"\n100 images in {seconds:.1f} s, peak {memory.peak / 1e9:.2f} GB, idle {idle:.1%} CPU")
 
 
 def test_results_of_a_large_image_are_in_the_pacs_within_three_seconds_of_the_quiet_period(

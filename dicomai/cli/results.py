@@ -58,5 +58,5 @@ def moment(text: str | None) -> datetime | None:
         return datetime.now(UTC) - timedelta(**{SPANS[span[2]]: int(span[1])})
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise Misuse(f"'{text}' is no date: write 2026-11-21, 2026-11-21T08:00 or 7d") from None

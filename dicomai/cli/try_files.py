@@ -48,7 +48,7 @@ def try_files(
         columns = ["source", "label", "probability", "threshold", "positive", "reason"]
     show(rows, columns, how, "nothing")
     if all(row["label"] is None for row in rows):
-        raise typer.Exit(1)
+        raise NotDicom(f"nothing could be analyzed: {rows[0]['source']}: {rows[0]['reason']}")
 
 
 def _files(paths: list[Path]) -> Iterator[Path]:

@@ -6,13 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.events import Event
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from dicomai.errors import PeerBusy, PeerRefused, PeerUnreachable
+from dicomai.errors import NotDicom, PeerBusy, PeerRefused, PeerUnreachable
 
 # Send the dataset's bytes from the file as they are, in chunks.
 _config.STORE_SEND_CHUNKED_DATASET = True
@@ -45,6 +46,9 @@ def association(
     )
     if assoc.is_rejected:
         raise PeerUnreachable(f"{peer} rejected the association: {_rejection(assoc)}")
+    if assoc.rejected_contexts and not assoc.accepted_contexts:
+        # pynetdicom has ended the association by itself: nothing could be sent over it.
+        raise PeerRefused(f"{peer} accepts none of these objects (no presentation context)")
     if not assoc.is_established:
         raise PeerUnreachable(f"{peer} does not answer: check host, port and AE title")
     try:
@@ -67,12 +71,20 @@ def _send_at_once(event: Event) -> None:
         transport.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
+def kind_of(path: Path) -> tuple[str, str]:
+    """SOP class and transfer syntax of a file. Raises NotDicom where it is missing or damaged."""
+    try:
+        meta = dcmread(path, specific_tags=[], stop_before_pixels=True).file_meta
+        return meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID
+    except FileNotFoundError:
+        raise NotDicom(f"the result file {path.name} is missing: retry the study") from None
+    except (InvalidDicomError, AttributeError, EOFError, ValueError) as error:
+        raise NotDicom(f"the result file {path.name} is damaged: retry the study") from error
+
+
 def contexts_for(paths: Sequence[Path]) -> list[PresentationContext]:
     """One presentation context for each SOP class with the transfer syntax of its files."""
-    pairs = set()
-    for path in paths:
-        meta = dcmread(path, specific_tags=[], stop_before_pixels=True).file_meta
-        pairs.add((meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID))
+    pairs = {kind_of(path) for path in paths}
     contexts = []
     for sop_class, syntax in sorted(pairs)[:MOST_CONTEXTS]:
         context = PresentationContext()
@@ -122,8 +134,6 @@ def echo(
     with association(
         host, port, called_ae_title, calling_ae_title, [context], timeout_seconds
     ) as assoc:
-        if not assoc.accepted_contexts:
-            raise PeerRefused("the peer does not offer Verification")
         status = assoc.send_c_echo()
         if "Status" not in status or status.Status != 0x0000:
             raise PeerUnreachable("the peer did not answer the C-ECHO")

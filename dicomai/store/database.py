@@ -63,7 +63,7 @@ def open_database(url: str, clock: Callable[[], datetime] | None = None) -> Data
         if parsed.get_backend_name() == "sqlite":
             return Database(_sqlite_engine(url, parsed.database), clock)
         return Database(create_engine(url, pool_pre_ping=True), clock)
-    except (ArgumentError, NoSuchModuleError) as error:
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise Misuse(f"database.url cannot be read: {error}") from error
     except ImportError as error:
         raise Misuse(f"{error}: install dicomai[postgres]") from error

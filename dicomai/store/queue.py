@@ -180,8 +180,9 @@ def _lock_study(connection: Connection, database: Database, uid: str, now: datet
             last_received_at=now,
         )
         .on_conflict_do_nothing()
-    )
-    if made.rowcount:
+        .returning(study.c.study_instance_uid)
+    ).first()
+    if made is not None:
         record(connection, now, "study", uid, None, "skipped", NOTHING_YET)
     return connection.execute(
         select(study).where(study.c.study_instance_uid == uid).with_for_update()

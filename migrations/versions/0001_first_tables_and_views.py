@@ -48,7 +48,11 @@ SELECT study.study_instance_uid, study.state, study.revision, study.analyzed_rev
            AND v_delivery.state IN ('pending', 'sending')) AS deliveries_waiting,
        (SELECT max(v_delivery.delivered_at) FROM v_delivery
          WHERE v_delivery.study_instance_uid = study.study_instance_uid) AS delivered_at,
-       {turnaround} AS turnaround_seconds
+       CASE WHEN {delivered} >= study.last_received_at AND NOT EXISTS (
+                 SELECT 1 FROM v_delivery
+                  WHERE v_delivery.study_instance_uid = study.study_instance_uid
+                    AND v_delivery.state IN ('pending', 'sending'))
+            THEN {turnaround} END AS turnaround_seconds
 FROM study
 LEFT JOIN analysis ON analysis.study_instance_uid = study.study_instance_uid
                   AND analysis.revision = study.analyzed_revision
@@ -60,7 +64,7 @@ DELIVERED = """(SELECT max(v_delivery.delivered_at) FROM v_delivery
 
 def _v_study(seconds: str) -> str:
     turnaround = seconds.format(later=DELIVERED, earlier="study.last_received_at")
-    return V_STUDY.format(turnaround=turnaround)
+    return V_STUDY.format(turnaround=turnaround, delivered=DELIVERED)
 
 
 VIEWS = (
