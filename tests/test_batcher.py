@@ -133,4 +133,4 @@ def test_close_finishes_what_waits(device: Device, callers: ThreadPoolExecutor) 
     waiting(batcher, 4)
     device.free.set()
     closing.result(30)
-    assert [a.result(0)[0][:, 0].tolist() for a in answers] == [[1] * 3, [2] * 3, [3] * 3]
+    assert [a.result(30)[0][:, 0].tolist() for a in answers] == [[1] * 3, [2] * 3, [3] * 3]

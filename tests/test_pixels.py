@@ -176,7 +176,7 @@ def test_a_wrong_presentation_lut_shape_does_not_invert() -> None:
 def test_rescale_comes_before_the_window(slope: float, intercept: float) -> None:
     ds = image(RAMP, RescaleSlope=slope, RescaleIntercept=intercept)
     ds.WindowCenter, ds.WindowWidth = 40, 400
-    shows(ds, windowed(RAMP * slope + intercept, 40, 400))
+    shows(ds, windowed(RAMP.astype(float) * slope + intercept, 40, 400))
 
 
 def test_a_falling_slope_without_a_voi_turns_the_range_round() -> None:

@@ -45,7 +45,6 @@ def test_each_refusal_has_its_code(attributes: dict[str, Any], expected: str) ->
     [
         {},
         {"PhotometricInterpretation": "MONOCHROME1"},
-        {"BodyPartExamined": "chest"},
         {"ViewPosition": "AP"},
         {"PresentationIntentType": None},
     ],

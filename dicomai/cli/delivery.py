@@ -1,6 +1,6 @@
 """delivery list, retry."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,14 +18,13 @@ TABLE = [
     "next_attempt_at",
     "last_error",
 ]
+State = Literal["pending", "sending", "delivered", "failed", "superseded"]
 
 
 @app.command("list")
 def list_deliveries(
     config: Config = None,
-    state: Annotated[
-        str | None, typer.Option(help="pending, sending, delivered, failed or superseded")
-    ] = None,
+    state: Annotated[State | None, typer.Option()] = None,
     study: Annotated[str | None, typer.Option(help="Study Instance UID")] = None,
     limit: Annotated[int, typer.Option(min=1, help="the newest so many")] = 50,
     how: FormatOption = Format.TABLE,

@@ -1,6 +1,6 @@
 """study list, show, retry."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -13,14 +13,13 @@ app = typer.Typer(help="What is known of each study.", no_args_is_help=True)
 
 LISTED = ["study_instance_uid", "state", "instances", "analyzed_at", "deliveries_waiting", "reason"]
 StudyUid = Annotated[str, typer.Argument(metavar="STUDY_INSTANCE_UID")]
+State = Literal["receiving", "analyzing", "analyzed", "skipped", "failed"]
 
 
 @app.command("list")
 def list_studies(
     config: Config = None,
-    state: Annotated[
-        str | None, typer.Option(help="receiving, analyzing, analyzed, skipped or failed")
-    ] = None,
+    state: Annotated[State | None, typer.Option()] = None,
     limit: Annotated[int, typer.Option(min=1, help="the newest so many")] = 50,
     how: FormatOption = Format.TABLE,
 ) -> None:

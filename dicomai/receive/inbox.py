@@ -45,6 +45,7 @@ PARSER_ERRORS = (
     LookupError,
     NotImplementedError,
     OSError,
+    RuntimeError,  # RecursionError: sequences nested too deep
     TypeError,
     ValueError,
     zlib.error,

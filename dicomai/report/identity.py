@@ -11,6 +11,7 @@ from datetime import datetime, timedelta, timezone
 from importlib.metadata import version
 
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.valuerep import DA, TM
 
 from dicomai.study import MANUFACTURER, Model
@@ -101,7 +102,14 @@ def for_highdicom(source: Dataset) -> Dataset:
     ds.ReferringPhysicianName = ds.PatientBirthDate = ds.PatientSex = None
     ds.StudyDate = _or_none(DA, ds.get("StudyDate"))
     ds.StudyTime = _or_none(TM, ds.get("StudyTime"))
+    if not all(_is_pair(ds.get(k)) for k in ("PatientOrientation", "ImagerPixelSpacing")):
+        # Of a radiograph, highdicom's image library demands both (TID 1603); many have neither.
+        ds.Modality = "OT"
     return ds
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, (list, MultiValue)) and len(value) == 2
 
 
 def _or_none(kind: type[DA] | type[TM], value: object) -> DA | TM | None:

@@ -648,9 +648,12 @@ def finish_delivery(
     """Write how a delivery went: delivered, failed, or pending again after a wait.
 
     A lease that is no longer ours changes nothing: whoever holds it sends the same bytes.
+    What a newer revision has overtaken meanwhile is superseded instead of tried again.
     """
     with database.write() as connection:
         now = database.now(connection)
+        if state == "pending" and _is_overtaken(connection, item):
+            state, wait_seconds = "superseded", None
         due = None if wait_seconds is None else now + timedelta(seconds=wait_seconds)
         done = connection.execute(
             update(delivery)
@@ -665,6 +668,19 @@ def finish_delivery(
         )
         if done.rowcount:
             record(connection, now, "delivery", str(item.id), "sending", state, error)
+
+
+def _is_overtaken(connection: Connection, item: Delivery) -> bool:
+    row = connection.execute(
+        select(study.c.state, study.c.analyzed_revision, analysis.c.revision, result.c.kind)
+        .select_from(result)
+        .join(study, study.c.study_instance_uid == result.c.study_instance_uid)
+        .join(analysis, analysis.c.id == result.c.analysis_id)
+        .where(result.c.sop_instance_uid == item.sop_instance_uid)
+    ).one()
+    if row.state in {"receiving", "analyzing"}:
+        return True  # complete() makes it due again if it still holds
+    return bool(row.kind == "sr" and row.revision < row.analyzed_revision)
 
 
 def release_deliveries(database: Database, items: Sequence[Delivery]) -> None:

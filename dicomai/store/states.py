@@ -13,7 +13,7 @@ TRANSITIONS: dict[str, dict[str | None, frozenset[str]]] = {
     "delivery": {
         None: frozenset({"pending"}),
         "pending": frozenset({"sending", "superseded"}),
-        "sending": frozenset({"sending", "delivered", "failed", "pending"}),
+        "sending": frozenset({"sending", "delivered", "failed", "pending", "superseded"}),
         "delivered": frozenset(),
         "failed": frozenset({"pending"}),
         "superseded": frozenset({"pending"}),

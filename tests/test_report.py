@@ -1,0 +1,368 @@
+"""The objects that go back: whose they are, who made them, and that they come out the same."""
+
+import io
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import make
+import numpy as np
+import pydicom
+import pytest
+from peers import complaints
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    EnhancedSRStorage,
+    ExplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+    generate_uid,
+)
+
+from dicomai.analyze import Context, Scorer, analyze
+from dicomai.infer import package
+from dicomai.infer.engine import Engine
+from dicomai.receive.inbox import read_file
+from dicomai.report.sr import Predecessor
+from dicomai.settings import shipped
+from dicomai.study import Analysis, Float32, Study
+
+NOW = datetime(2026, 3, 29, 0, 30, tzinfo=UTC)
+NAME = "Yamada^Tarou=山田^太郎=やまだ^たろう"
+JAPANESE = ["", "ISO 2022 IR 87"]
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Scorer:
+    """The shipped model on the processor."""
+    model = package.read(shipped("config/models/chest-starter/1"))
+    engine = Engine(model, "cpu")
+    return Scorer(model, engine.name, engine.biases, engine.score)
+
+
+def study_of(folder: Path, datasets: list[Dataset]) -> Study:
+    """A study as the inbox holds it."""
+    instances = tuple(read_file(file)[1] for file in make.save(folder / "in", datasets))
+    return Study(str(datasets[0].StudyInstanceUID), 1, instances)
+
+
+def run(scorer: Scorer, folder: Path, *datasets: Dataset, **known: Any) -> Analysis:
+    """Analyze one study; known: fields of Context."""
+    context = Context(**{"scores": {}, "predecessor": None, "now": NOW, **known}, out=folder)
+    return analyze(study_of(folder, list(datasets)), scorer, context)
+
+
+def read(done: Analysis, kind: str) -> list[Dataset]:
+    """The result files of a kind."""
+    return [pydicom.dcmread(result.path) for result in done.results if result.kind == kind]
+
+
+def scores(done: Analysis) -> dict[tuple[str, int], Any]:
+    """What the database keeps."""
+    return {(p.frame.source.digest, p.frame.number): p.score for p in done.predictions}
+
+
+def refuse(_: Float32) -> tuple[Float32, Float32]:
+    """A network that must not be asked."""
+    raise AssertionError("scored twice")
+
+
+def raw(file: Path | io.BytesIO, keyword: str) -> Any:
+    """An element's value as it is encoded."""
+    return pydicom.dcmread(file).get_item(keyword).value
+
+
+def encoded(ds: Dataset) -> io.BytesIO:
+    """A dataset as a file."""
+    buffer = io.BytesIO()
+    pydicom.dcmwrite(buffer, ds, enforce_file_format=True)
+    buffer.seek(0)
+    return buffer
+
+
+def tree(item: Dataset) -> Iterator[Dataset]:
+    """All content items below an item."""
+    for child in item.get("ContentSequence", []):
+        yield child
+        yield from tree(child)
+
+
+def two_of_one_study() -> list[Dataset]:
+    """Two radiographs of one patient."""
+    study = generate_uid()
+    return [make.chest_radiograph(n, study, instance_number=n + 1) for n in range(2)]
+
+
+# What is made
+
+
+def test_each_image_gets_one_overlay_and_the_study_one_report(
+    scorer: Scorer, tmp_path: Path
+) -> None:
+    sources = two_of_one_study()
+    done = run(scorer, tmp_path, *sources)
+    overlays, (report,) = read(done, "sc"), read(done, "sr")
+    uids = [ds.SOPInstanceUID for ds in sources]
+    assert [ds.SourceImageSequence[0].ReferencedSOPInstanceUID for ds in overlays] == uids
+    assert {ds.SOPClassUID for ds in overlays} == {SecondaryCaptureImageStorage}
+    assert report.SOPClassUID == EnhancedSRStorage
+    evidence = report.CurrentRequestedProcedureEvidenceSequence[0]
+    (series,) = {item.SeriesInstanceUID for item in evidence.ReferencedSeriesSequence}
+    assert series == sources[0].SeriesInstanceUID
+    everything = [*overlays, report]
+    assert {ds.StudyInstanceUID for ds in everything} == {sources[0].StudyInstanceUID}
+    assert len({ds.SeriesInstanceUID for ds in everything} | {series}) == 3
+    assert len({ds.SOPInstanceUID for ds in everything}) == 3
+    for result in done.results:
+        assert pydicom.dcmread(result.path).file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+
+
+def test_a_finding_is_positive_from_its_threshold_on(scorer: Scorer, tmp_path: Path) -> None:
+    first = run(scorer, tmp_path, make.chest_radiograph())
+    probability = first.findings[0].probability
+    for threshold, positive in ((probability, True), (np.nextafter(probability, 1), False)):
+        label = replace(scorer.model.labels[0], threshold=float(threshold))
+        other = replace(scorer, model=replace(scorer.model, labels=(label,)))
+        assert run(other, tmp_path, make.chest_radiograph()).findings[0].positive is positive
+
+
+def test_the_report_states_probability_and_presence(scorer: Scorer, tmp_path: Path) -> None:
+    done = run(scorer, tmp_path, make.chest_radiograph())
+    (finding,), (report,) = done.findings, read(done, "sr")
+    items = list(tree(report))
+    numbers = [i.MeasuredValueSequence[0].NumericValue for i in items if i.ValueType == "NUM"]
+    assert numbers == [pytest.approx(finding.probability * 100, abs=0.01)]
+    named = {i.ConceptCodeSequence[0].CodeMeaning for i in items if i.ValueType == "CODE"}
+    assert ("Present" in named) is finding.positive
+    assert ("Absent" in named) is not finding.positive
+
+
+def test_the_overlay_holds_the_image_above_its_legend(scorer: Scorer, tmp_path: Path) -> None:
+    done = run(scorer, tmp_path, make.chest_radiograph())
+    (overlay,) = read(done, "sc")
+    frame = done.predictions[0].frame
+    rows, columns = frame.display.shape
+    picture = overlay.pixel_array
+    assert picture.shape[0] > rows
+    assert picture.shape[1:] == (columns, 3)
+    # At most half of the light is the heat map's.
+    assert (picture[:rows].max(axis=2) >= np.floor(frame.display * 0.5)).all()
+    assert overlay.BurnedInAnnotation == "YES"
+
+
+def test_each_frame_gets_its_own_overlay(scorer: Scorer, tmp_path: Path) -> None:
+    ds = make.computed_radiograph(NumberOfFrames=2)
+    ds.PixelData = ds.PixelData + ds.PixelData[::-1]
+    done = run(scorer, tmp_path, ds)
+    numbers = [x.SourceImageSequence[0].ReferencedFrameNumber for x in read(done, "sc")]
+    assert numbers == [1, 2]
+    assert len({result.sop_instance_uid for result in done.results}) == 3
+
+
+# The same again
+
+
+def test_results_made_again_from_stored_scores_are_the_same_bytes(
+    scorer: Scorer, tmp_path: Path
+) -> None:
+    sources = two_of_one_study()
+    first = run(scorer, tmp_path / "first", *sources)
+    time.sleep(1.1)  # so that whatever looks at the clock gives itself away
+    later = NOW + timedelta(days=100)
+    careful = replace(scorer, predict=refuse)
+    again = run(careful, tmp_path / "again", *sources, scores=scores(first), now=later)
+    assert [r.sop_instance_uid for r in again.results] == [
+        r.sop_instance_uid for r in first.results
+    ]
+    for old, new in zip(first.results, again.results, strict=True):
+        assert old.path.read_bytes() == new.path.read_bytes()
+
+
+def test_an_image_that_arrives_later_leaves_the_earlier_overlay_as_it_was(
+    scorer: Scorer, tmp_path: Path
+) -> None:
+    sources = two_of_one_study()
+    first = run(scorer, tmp_path / "first", sources[0])
+    later = NOW + timedelta(hours=1)
+    both = run(scorer, tmp_path / "both", *sources, scores=scores(first), now=later)
+    before, after = first.results[0], both.results[0]
+    assert before.path.read_bytes() == after.path.read_bytes()
+    assert first.results[-1].sop_instance_uid != both.results[-1].sop_instance_uid
+    assert first.results[-1].series_instance_uid == both.results[-1].series_instance_uid
+
+
+def test_other_content_under_the_same_uid_gets_other_results(
+    scorer: Scorer, tmp_path: Path
+) -> None:
+    ds = make.chest_radiograph()
+    first = run(scorer, tmp_path / "first", ds)
+    ds.PixelData = ds.PixelData[::-1]
+    second = run(scorer, tmp_path / "second", ds)
+    uids = [{r.sop_instance_uid for r in done.results} for done in (first, second)]
+    assert not uids[0] & uids[1]
+
+
+# What fails
+
+
+def test_a_damaged_image_fails_alone(scorer: Scorer, tmp_path: Path) -> None:
+    good, bad = two_of_one_study()
+    bad.PixelData = bad.PixelData[:1000]
+    done = run(scorer, tmp_path, bad, good)
+    (exclusion,) = done.exclusions
+    assert exclusion.code == "undecodable"
+    assert exclusion.instance.sop_instance_uid == bad.SOPInstanceUID
+    assert [r.source_sop_instance_uid for r in done.results] == [good.SOPInstanceUID, None]
+
+
+def test_an_image_with_float_pixels_does_not_take_its_study_with_it(
+    scorer: Scorer, tmp_path: Path
+) -> None:
+    good, other = two_of_one_study()
+    pixels = np.frombuffer(other.PixelData, np.uint8).astype(np.float32)
+    del other.PixelData
+    other.FloatPixelData, other.BitsAllocated = pixels.tobytes(), 32
+    for keyword in ("BitsStored", "HighBit", "PixelRepresentation"):
+        del other[keyword]
+    done = run(scorer, tmp_path, other, good)
+    assert good.SOPInstanceUID in [r.source_sop_instance_uid for r in done.results]
+
+
+def test_where_no_image_is_accepted_nothing_is_made(scorer: Scorer, tmp_path: Path) -> None:
+    done = run(scorer, tmp_path, make.chest_radiograph(ViewPosition="LL"))
+    assert [e.code for e in done.exclusions] == ["wrong-view"]
+    assert done.results == done.findings == ()
+    assert not list(tmp_path.glob("*.dcm"))
+
+
+# Whose it is
+
+VERBATIM: dict[str, Any] = {
+    "SpecificCharacterSet": JAPANESE,
+    "PatientName": NAME,
+    "PatientID": "00012 3",
+    "IssuerOfPatientID": "HOSPITAL",
+    "PatientSex": "O",
+    "PatientBirthDate": "19700228",
+    "TimezoneOffsetFromUTC": "+0900",
+    "AccessionNumber": "A-1",
+    "StudyDate": "20240131",
+    "StudyTime": "235959.123456",
+    "StudyID": "7",
+    "StudyDescription": "胸部",
+    "ReferringPhysicianName": "Suzuki^Hanako=鈴木^花子",
+}
+
+
+def test_identity_is_copied_verbatim(scorer: Scorer, tmp_path: Path) -> None:
+    source = make.chest_radiograph(**VERBATIM)
+    done = run(scorer, tmp_path, source)
+    for result in done.results:
+        for keyword in VERBATIM:
+            wanted = raw(encoded(source), keyword)
+            assert raw(result.path, keyword) == wanted, f"{result.kind} {keyword}"
+        read_back = pydicom.dcmread(result.path)
+        assert read_back.PatientName.ideographic == "山田^太郎"
+        assert read_back.SpecificCharacterSet == JAPANESE
+
+
+def test_dates_are_in_the_time_zone_of_the_source(scorer: Scorer, tmp_path: Path) -> None:
+    done = run(scorer, tmp_path, make.chest_radiograph(TimezoneOffsetFromUTC="-0330"))
+    for ds in (pydicom.dcmread(result.path) for result in done.results):
+        assert (ds.InstanceCreationDate, ds.InstanceCreationTime) == ("20260328", "210000")
+        assert (ds.ContentDate, ds.ContentTime) == ("20260328", "210000")
+
+
+TYPE_2 = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
+    "StudyID", "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["missing", "empty"])
+def test_what_the_source_leaves_out_is_present_and_empty(
+    scorer: Scorer, tmp_path: Path, how: str
+) -> None:
+    value = None if how == "missing" else ""
+    bare = ("SpecificCharacterSet", "TimezoneOffsetFromUTC")
+    source = make.computed_radiograph(**dict.fromkeys(TYPE_2, value))
+    del source.SpecificCharacterSet
+    done = run(scorer, tmp_path, source)
+    for ds in (pydicom.dcmread(result.path) for result in done.results):
+        for keyword in TYPE_2:
+            assert keyword in ds, keyword
+            assert not ds[keyword].value, keyword
+        assert not [keyword for keyword in bare if keyword in ds]
+
+
+# Who made it
+
+
+def test_nothing_of_the_scanner_is_claimed(scorer: Scorer, tmp_path: Path) -> None:
+    source = make.chest_radiograph(
+        Manufacturer="SCANNER-MAKER",
+        ManufacturerModelName="SCANNER-MODEL",
+        DeviceSerialNumber="SCANNER-SERIAL",
+        SoftwareVersions="SCANNER-SOFTWARE",
+        StationName="SCANNER-STATION",
+        DeviceUID="1.2.3.4444",
+    )
+    for result in run(scorer, tmp_path, source).results:
+        data = result.path.read_bytes()
+        assert b"SCANNER-" not in data
+        assert b"1.2.3.4444" not in data
+        ds = pydicom.dcmread(result.path)
+        assert ds.Manufacturer == "dicomai"
+        assert scorer.model.version in ds.SoftwareVersions[1]
+
+
+def test_the_device_changes_with_the_version_of_the_model(scorer: Scorer, tmp_path: Path) -> None:
+    source = make.chest_radiograph()
+    newer = replace(scorer, model=replace(scorer.model, version="2"))
+    first, second = run(scorer, tmp_path / "1", source), run(newer, tmp_path / "2", source)
+    for old, new in zip(first.results, second.results, strict=True):
+        assert old.sop_instance_uid != new.sop_instance_uid
+        assert old.series_instance_uid != new.series_instance_uid
+        assert pydicom.dcmread(old.path).DeviceUID != pydicom.dcmread(new.path).DeviceUID
+
+
+def test_a_report_names_the_one_that_it_replaces(scorer: Scorer, tmp_path: Path) -> None:
+    source = make.chest_radiograph()
+    earlier = Predecessor(generate_uid(), generate_uid())
+    done = run(scorer, tmp_path, source, predecessor=earlier)
+    (report,) = read(done, "sr")
+    (named,) = report.PredecessorDocumentsSequence
+    assert named.StudyInstanceUID == source.StudyInstanceUID
+    (series,) = named.ReferencedSeriesSequence
+    assert series.SeriesInstanceUID == earlier.series_instance_uid
+    (before,) = series.ReferencedSOPSequence
+    assert before.ReferencedSOPInstanceUID == earlier.sop_instance_uid
+    assert before.ReferencedSOPClassUID == EnhancedSRStorage
+    assert report.SOPInstanceUID != read(run(scorer, tmp_path, source), "sr")[0].SOPInstanceUID
+
+
+# Referees
+
+SHAPES = {
+    "DX": make.chest_radiograph,
+    "CR": make.computed_radiograph,
+    "large": make.large_radiograph,
+    "Japanese": lambda: make.chest_radiograph(**VERBATIM),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_referees_have_nothing_to_say(scorer: Scorer, tmp_path: Path, shape: str) -> None:
+    source = SHAPES[shape]()
+    done = run(scorer, tmp_path, source)
+    assert complaints([result.path for result in done.results]) == []
+
+
+def test_the_referees_accept_a_report_of_several_images_with_a_predecessor(
+    scorer: Scorer, tmp_path: Path
+) -> None:
+    earlier = Predecessor(generate_uid(), generate_uid())
+    done = run(scorer, tmp_path, *two_of_one_study(), predecessor=earlier)
+    assert complaints([result.path for result in done.results]) == []
