@@ -51,7 +51,7 @@ def demo(
     from dicomai.demo.archive import Archive
 
     logs.configure("demo")
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     folder = (out / f"demo-{datetime.now():%Y%m%d-%H%M%S}").resolve()
     folder.mkdir(parents=True)
     archive = Archive(folder / "archive")
@@ -178,8 +178,8 @@ def report(console: Console, database: Database, folder: Path, objects: list[Pat
     known = {file.stem: item.label for file, item in zip(objects, radiographs(), strict=True)}
     names = {uid: file.stem for file in objects for uid in [_sop_instance_uid(file)]}
     table = Table(box=box.SIMPLE)
-    for column in ("radiograph", "NIH label", "finding", "probability", "threshold", "says", "png"):
-        table.add_column(column)
+    for column in ("radiograph", "NIH says", "finding", "probability", "model says"):
+        table.add_column(column, no_wrap=True)
     rows = queries.findings(database, queries.FindingFilter())
     pngs = []
     for row in sorted(rows, key=lambda row: -row["probability"]):
@@ -192,15 +192,13 @@ def report(console: Console, database: Database, folder: Path, objects: list[Pat
             known[name],
             row["label"],
             f"{row['probability']:.3f}",
-            f"{row['threshold']:.3f}",
             "[bold yellow]present[/]" if row["positive"] else "absent",
-            png.name,
         )
     console.print(table)
     delivered = queries.deliveries(database, state="delivered")
     console.print(f"{len({row['study_instance_uid'] for row in rows})} studies with findings")
     console.print(f"{len(delivered)} results delivered, as DICOM in {folder}/archive")
-    console.print(f"overlays as PNG in {folder}, all in one picture: {_sheet(pngs, folder)}")
+    console.print(f"overlays as PNG in {folder}, all in one: {_sheet(pngs, folder).name}")
     if len(delivered) != 2 * len(objects) or len(rows) != len(objects):
         raise Unready(f"some results are missing: see {folder}/daemon.log")
 

@@ -5,6 +5,7 @@ its dates come from stored facts, the same bytes.
 """
 
 import copy
+import re
 import uuid
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
@@ -122,10 +123,20 @@ def _or_none(kind: type[DA] | type[TM], value: object) -> DA | TM | None:
 def restore(result: Dataset, source: Dataset, keywords: Sequence[str]) -> None:
     """Put the source's own values back, verbatim."""
     for keyword in keywords:
-        if keyword in source:
+        if keyword in source and _worth_copying(source, keyword):
             result[keyword] = copy.deepcopy(source[keyword])
         elif keyword in {"SpecificCharacterSet", "TimezoneOffsetFromUTC"} and keyword in result:
             del result[keyword]
+
+
+def _worth_copying(source: Dataset, keyword: str) -> bool:
+    # An empty Laterality on an unpaired body part, and an age that is none, are errors here too;
+    # neither says who the patient is.
+    if keyword in {"Laterality", "ImageLaterality", "BodyPartExamined"}:
+        return bool(source[keyword].value)
+    if keyword == "PatientAge":
+        return re.fullmatch(r"[0-9]{3}[DWMY]", str(source.PatientAge)) is not None
+    return True
 
 
 def describe_equipment(result: Dataset, model: Model, moment: datetime) -> None:
