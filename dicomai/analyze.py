@@ -96,7 +96,8 @@ def read_frames(instance: Instance, model: Model) -> tuple[Dataset, list[Frame]]
         prepare(instance, number, pixels.display(ds, number), model)
         for number in range(1, pixels.frame_count(ds) + 1)
     ]
-    del ds.PixelData
+    for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
+        ds.pop(keyword, None)
     return ds, frames
 
 

@@ -2,7 +2,7 @@
 
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -120,20 +120,23 @@ def test_each_image_gets_one_overlay_and_the_study_one_report(
 
 
 def test_a_finding_is_positive_from_its_threshold_on(scorer: Scorer, tmp_path: Path) -> None:
-    first = run(scorer, tmp_path, make.chest_radiograph())
-    probability = first.findings[0].probability
-    for threshold, positive in ((probability, True), (np.nextafter(probability, 1), False)):
+    source = make.chest_radiograph()
+    first = run(scorer, tmp_path, source)
+    probability = np.float32(first.findings[0].probability)
+    for threshold in (probability, np.nextafter(probability, np.float32(1))):
         label = replace(scorer.model.labels[0], threshold=float(threshold))
         other = replace(scorer, model=replace(scorer.model, labels=(label,)))
-        assert run(other, tmp_path, make.chest_radiograph()).findings[0].positive is positive
+        (finding,) = run(other, tmp_path, source, scores=scores(first)).findings
+        assert finding.positive is bool(threshold == probability)
 
 
 def test_the_report_states_probability_and_presence(scorer: Scorer, tmp_path: Path) -> None:
     done = run(scorer, tmp_path, make.chest_radiograph())
     (finding,), (report,) = done.findings, read(done, "sr")
     items = list(tree(report))
-    numbers = [i.MeasuredValueSequence[0].NumericValue for i in items if i.ValueType == "NUM"]
-    assert numbers == [pytest.approx(finding.probability * 100, abs=0.01)]
+    (number,) = [i for i in items if i.ConceptNameCodeSequence[0].CodeMeaning == "Probability"]
+    percent = float(number.MeasuredValueSequence[0].NumericValue)
+    assert percent == pytest.approx(finding.probability * 100, abs=0.01)
     named = {i.ConceptCodeSequence[0].CodeMeaning for i in items if i.ValueType == "CODE"}
     assert ("Present" in named) is finding.positive
     assert ("Absent" in named) is not finding.positive
@@ -159,6 +162,15 @@ def test_each_frame_gets_its_own_overlay(scorer: Scorer, tmp_path: Path) -> None
     numbers = [x.SourceImageSequence[0].ReferencedFrameNumber for x in read(done, "sc")]
     assert numbers == [1, 2]
     assert len({result.sop_instance_uid for result in done.results}) == 3
+
+
+@pytest.mark.parametrize("build", [make.chest_radiograph, make.computed_radiograph])
+def test_an_image_that_states_its_one_frame_is_like_any_other(
+    scorer: Scorer, tmp_path: Path, build: Callable[..., Dataset]
+) -> None:
+    done = run(scorer, tmp_path, build(NumberOfFrames=1))
+    assert [result.kind for result in done.results] == ["sc", "sr"]
+    assert complaints([result.path for result in done.results]) == []
 
 
 # The same again
@@ -275,6 +287,15 @@ def test_dates_are_in_the_time_zone_of_the_source(scorer: Scorer, tmp_path: Path
         assert (ds.ContentDate, ds.ContentTime) == ("20260328", "210000")
 
 
+@pytest.mark.parametrize("offset", ["+2500", "Z", "+09:00"])
+@pytest.mark.filterwarnings("ignore:The value length:UserWarning")
+def test_an_impossible_time_zone_does_not_fail_the_study(
+    scorer: Scorer, tmp_path: Path, offset: str
+) -> None:
+    done = run(scorer, tmp_path, make.chest_radiograph(TimezoneOffsetFromUTC=offset))
+    assert [result.kind for result in done.results] == ["sc", "sr"]
+
+
 TYPE_2 = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
     "StudyID", "AccessionNumber", "ReferringPhysicianName",
@@ -300,7 +321,7 @@ def test_what_the_source_leaves_out_is_present_and_empty(
 # Who made it
 
 
-def test_nothing_of_the_scanner_is_claimed(scorer: Scorer, tmp_path: Path) -> None:
+def test_the_scanner_is_named_only_as_acquisition_equipment(scorer: Scorer, tmp_path: Path) -> None:
     source = make.chest_radiograph(
         Manufacturer="SCANNER-MAKER",
         ManufacturerModelName="SCANNER-MODEL",
@@ -310,12 +331,18 @@ def test_nothing_of_the_scanner_is_claimed(scorer: Scorer, tmp_path: Path) -> No
         DeviceUID="1.2.3.4444",
     )
     for result in run(scorer, tmp_path, source).results:
-        data = result.path.read_bytes()
-        assert b"SCANNER-" not in data
-        assert b"1.2.3.4444" not in data
         ds = pydicom.dcmread(result.path)
         assert ds.Manufacturer == "dicomai"
         assert scorer.model.version in ds.SoftwareVersions[1]
+        contributed = {
+            item.PurposeOfReferenceCodeSequence[0].CodeMeaning: item
+            for item in ds.ContributingEquipmentSequence
+        }
+        assert contributed["Processing Equipment"].Manufacturer == "dicomai"
+        del contributed["Acquisition Equipment"]
+        ds.ContributingEquipmentSequence = list(contributed.values())
+        assert b"SCANNER-" not in encoded(ds).getvalue()
+        assert b"1.2.3.4444" not in encoded(ds).getvalue()
 
 
 def test_the_device_changes_with_the_version_of_the_model(scorer: Scorer, tmp_path: Path) -> None:

@@ -30,8 +30,9 @@ class Engine:
             state = load_file(model.path / "weights.safetensors")
             network.load_state_dict({key: value.float() for key, value in state.items()})
         except (SafetensorError, RuntimeError) as error:
-            words = str(error).splitlines()[0]
-            raise ModelDamaged(f"the weights of {model.path} do not fit: {words}") from error
+            words = " ".join(str(error).split())[:300]
+            file = model.path / "weights.safetensors"
+            raise ModelDamaged(f"{file} does not fit: {words}: install it again") from error
         self.network = network.eval().to(self.device).to(memory_format=torch.channels_last)
         self.biases: Float32 = network.head.bias.detach().float().cpu().numpy()
 

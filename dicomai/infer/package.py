@@ -6,9 +6,9 @@ models/<name>/<version>/   model.toml   weights.safetensors   evaluation.json   
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dicomai.errors import ModelDamaged
 from dicomai.study import Accepts, Code, Label, Model, Preprocessing
@@ -30,7 +30,7 @@ class _Preprocessing(_Section):
     resize: Literal["letterbox"]
     value_range: tuple[float, float]
     mean: tuple[float, ...]
-    std: tuple[float, ...]
+    std: tuple[Annotated[float, Field(gt=0)], ...]
 
 
 class _Label(_Section):
@@ -50,6 +50,13 @@ class _Package(_Section):
     preprocessing: _Preprocessing
     labels: tuple[_Label, ...] = Field(min_length=1)
     provenance: dict[str, str]
+
+    @model_validator(mode="after")
+    def _one_value_a_channel(self) -> "_Package":
+        for name in ("mean", "std"):
+            if len(getattr(self.preprocessing, name)) != self.channels:
+                raise ValueError(f"preprocessing.{name} needs one value for each channel")
+        return self
 
 
 def read(folder: Path) -> Model:

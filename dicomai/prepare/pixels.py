@@ -60,7 +60,7 @@ def display(ds: Dataset, number: int) -> Float32:
 
     Raises UnsupportedPixels for colour and for what cannot be decoded.
     """
-    if ds.get("SamplesPerPixel", 1) != 1:
+    if ds.get("PhotometricInterpretation") not in {"MONOCHROME1", "MONOCHROME2"}:
         raise UnsupportedPixels("colour images have no grey-scale display")
     try:
         stored = pixel_array(ds, index=number - 1)
@@ -106,7 +106,8 @@ def _padding(ds: Dataset) -> tuple[float, float] | None:
     value = ds.get("PixelPaddingValue")
     if value is None:
         return None
-    limit = ds.get("PixelPaddingRangeLimit", value)
+    limit = ds.get("PixelPaddingRangeLimit")
+    limit = value if limit is None else limit
     first, last = _signed(ds, int(value)), _signed(ds, int(limit))
     return float(min(first, last)), float(max(first, last))
 
@@ -121,7 +122,11 @@ def _signed(ds: Dataset, value: int) -> int:
 def _pipeline(ds: Dataset, low: float, high: float) -> Callable[[Float64], Float64]:
     """Stored values to display values; low and high are the image's own extremes."""
     modality = _modality(ds)
-    ends = modality(np.array([low, high]))
+    # A modality LUT may rise and fall: its extremes need not be those of its input.
+    inputs = np.array([low, high])
+    if ds.get("ModalityLUTSequence") and high - low < TABLE_LIMIT:
+        inputs = np.arange(low, high + 1)
+    ends = modality(inputs)
     voi = _voi(ds, float(ends.min()), float(ends.max()))
     # MONOCHROME1 shows the lowest value as white, after the VOI step (PS3.3 C.7.6.3.1.2).
     inverted = ds.get("PhotometricInterpretation") == "MONOCHROME1"
@@ -146,7 +151,7 @@ def _modality(ds: Dataset) -> Callable[[Float64], Float64]:
 def _voi(ds: Dataset, low: float, high: float) -> Callable[[Float64], Float64]:
     """The first VOI LUT, else the first window, else the image's own range (PS3.3 C.11.2)."""
     if ds.get("VOILUTSequence"):
-        table, first, bits = _lut(ds, ds.VOILUTSequence[0], signed=low < 0)
+        table, first, bits = _lut(ds, ds.VOILUTSequence[0], signed=low < 0 or _is_signed(ds))
         white = (1 << bits) - 1
         return lambda values: table[_index(values, first, len(table))] / white
     window = _window(ds)

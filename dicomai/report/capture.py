@@ -70,7 +70,7 @@ def _source_image(source: Dataset, finding: Finding) -> Dataset:
     item = Dataset()
     item.ReferencedSOPClassUID = source.SOPClassUID
     item.ReferencedSOPInstanceUID = source.SOPInstanceUID
-    if "NumberOfFrames" in source:
+    if identity.has_frames(source):
         item.ReferencedFrameNumber = finding.frame.number
     purpose = Dataset()
     purpose.CodeValue, purpose.CodingSchemeDesignator = "121322", "DCM"

@@ -85,10 +85,15 @@ def local_time(moment: datetime, source: Dataset) -> datetime:
     converted to it; without one, this host's zone is as good a guess as the scanner's.
     """
     offset = str(source.get("TimezoneOffsetFromUTC") or "")
-    if len(offset) == 5 and offset[0] in "+-" and offset[1:].isdigit():
+    if re.fullmatch(r"[+-](0[0-9]|1[0-4])[0-5][0-9]", offset):  # PS3.3 C.12.1.1.8
         delta = timedelta(hours=int(offset[1:3]), minutes=int(offset[3:]))
         return moment.astimezone(timezone(delta if offset[0] == "+" else -delta))
     return moment.astimezone()
+
+
+def has_frames(source: Dataset) -> bool:
+    """Whether a reference to this image has to name a frame."""
+    return int(source.get("NumberOfFrames") or 1) > 1
 
 
 def for_highdicom(source: Dataset) -> Dataset:

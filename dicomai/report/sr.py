@@ -124,7 +124,9 @@ def _group(
     code = finding.label.code
     concept = CodedConcept(code.value, code.scheme, code.meaning)
     ref = refs[source.sop_instance_uid]
-    frames = [finding.frame.number] if "NumberOfFrames" in ref else None
+    image = SourceImageForMeasurementGroup.from_source_image(ref)
+    if identity.has_frames(ref):
+        image.ReferencedSOPSequence[0].ReferencedFrameNumber = finding.frame.number
     return MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(
             identifier=f"{code.meaning} {number}",
@@ -152,7 +154,7 @@ def _group(
         qualitative_evaluations=[
             QualitativeEvaluation(concept, PRESENT if finding.positive else ABSENT)
         ],
-        source_images=[SourceImageForMeasurementGroup.from_source_image(ref, frames)],
+        source_images=[image],
     )
 
 
