@@ -20,9 +20,9 @@ def no_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def postgres() -> Iterator[Postgres]:
     """A cluster for the whole run."""
-    cluster = Postgres(tmp_path_factory.mktemp("postgres"))
+    cluster = Postgres()
     yield cluster
     cluster.stop()
 

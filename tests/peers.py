@@ -6,6 +6,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.request
 from collections.abc import Sequence
@@ -65,26 +66,20 @@ def wait_until(condition: Any, seconds: float, what: str) -> Any:
 class Postgres:
     """An own cluster in a temporary folder, run by a non-root user, on 127.0.0.1."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
         need("/usr/lib/postgresql")
         self.bin = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
         self.port = free_port()
-        self.data = folder / "cluster"
         self.count = 0
-        folder.mkdir(parents=True, exist_ok=True)
+        # Not below pytest's own folder, which only root may enter.
+        self.folder = Path(tempfile.mkdtemp(prefix="dicomai-postgres-"))
+        self.data = self.folder / "cluster"
         if os.geteuid() == 0:
             user = pwd.getpwnam("postgres")
-            os.chown(folder, user.pw_uid, user.pw_gid)
-            for parent in folder.parents:  # pytest's folders are for root alone
-                if (
-                    parent.stat().st_uid == 0
-                    and parent.is_relative_to("/tmp")
-                    and parent != Path("/tmp")
-                ):
-                    parent.chmod(parent.stat().st_mode | 0o011)
+            os.chown(self.folder, user.pw_uid, user.pw_gid)
         self._run("initdb", "-A", "trust", "-U", "dicomai", "-E", "UTF8", "-D", str(self.data))
-        options = f"-c listen_addresses=127.0.0.1 -p {self.port} -k {folder}"
-        log = str(folder / "postgres.log")
+        options = f"-c listen_addresses=127.0.0.1 -p {self.port} -k {self.folder}"
+        log = str(self.folder / "postgres.log")
         self._run("pg_ctl", "-w", "-D", str(self.data), "-o", options, "-l", log, "start")
 
     def _run(self, program: str, *arguments: str) -> None:
@@ -110,6 +105,7 @@ class Postgres:
     def stop(self) -> None:
         """End the cluster."""
         self._run("pg_ctl", "-D", str(self.data), "-m", "immediate", "stop")
+        shutil.rmtree(self.folder)
 
 
 class Orthanc:
