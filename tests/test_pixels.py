@@ -340,6 +340,13 @@ def test_colour_is_refused() -> None:
         display(ds, 1)
 
 
+def test_three_samples_a_pixel_are_colour_whatever_the_image_says() -> None:
+    ds = image(RAMP, PlanarConfiguration=0)
+    ds.SamplesPerPixel, ds.PixelData = 3, ds.PixelData * 3
+    with pytest.raises(UnsupportedPixels, match="colour"):
+        display(ds, 1)
+
+
 def test_palette_colour_is_refused() -> None:
     with pytest.raises(UnsupportedPixels, match="colour"):
         display(image(RAMP, PhotometricInterpretation="PALETTE COLOR"), 1)

@@ -60,10 +60,13 @@ def display(ds: Dataset, number: int) -> Float32:
 
     Raises UnsupportedPixels for colour and for what cannot be decoded.
     """
-    if ds.get("PhotometricInterpretation") not in {"MONOCHROME1", "MONOCHROME2"}:
+    grey = ds.get("PhotometricInterpretation") in {"MONOCHROME1", "MONOCHROME2"}
+    if not grey or ds.get("SamplesPerPixel", 1) != 1:
         raise UnsupportedPixels("colour images have no grey-scale display")
     try:
         stored = pixel_array(ds, index=number - 1)
+        if not np.isfinite(stored).all():
+            raise UnsupportedPixels("the pixel data hold values that are no numbers")
         return _to_display(ds, stored)
     except UnsupportedPixels:
         raise
@@ -151,7 +154,11 @@ def _modality(ds: Dataset) -> Callable[[Float64], Float64]:
 def _voi(ds: Dataset, low: float, high: float) -> Callable[[Float64], Float64]:
     """The first VOI LUT, else the first window, else the image's own range (PS3.3 C.11.2)."""
     if ds.get("VOILUTSequence"):
-        table, first, bits = _lut(ds, ds.VOILUTSequence[0], signed=low < 0 or _is_signed(ds))
+        table, first, bits = _lut(
+            ds,
+            ds.VOILUTSequence[0],
+            signed=low < 0 or _is_signed(ds) or float(ds.get("RescaleIntercept") or 0) < 0,
+        )
         white = (1 << bits) - 1
         return lambda values: table[_index(values, first, len(table))] / white
     window = _window(ds)

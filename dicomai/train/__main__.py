@@ -7,11 +7,12 @@ import torch
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dicomai import logs
 from dicomai.errors import DicomaiError
 from dicomai.settings import shipped
 from dicomai.train.dataset import read_samples
 from dicomai.train.loop import train
-from dicomai.train.publish import publish
+from dicomai.train.publish import publish, refuse_existing
 from dicomai.train.recipe import Recipe, load
 
 
@@ -31,7 +32,9 @@ def main(
 
 
 def _train(folder: Path, out: Path, name: str, version: str, recipe: Recipe) -> None:
+    logs.configure("train")
     torch.set_flush_denormal(True)
+    refuse_existing(out, name, version)
     samples = read_samples(folder, recipe.labels[0])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     steps = sum(s.split == "train" for s in samples) // recipe.batch_size

@@ -64,9 +64,14 @@ def _check(samples: tuple[Sample, ...], label: str, path: Path) -> None:
         if splits.setdefault(sample.patient_id, sample.split) != sample.split:
             raise Misuse(f"{path}: patient {sample.patient_id} is in two splits")
     for split in ("train", "val", "test"):
-        classes = {sample.positive for sample in samples if sample.split == split}
-        if len(classes) < 2:
-            raise Misuse(f"{path}: the split {split} needs images with and without {label}")
+        chosen = [sample for sample in samples if sample.split == split]
+        # Each source is judged by itself, so that a model cannot learn the hospital instead.
+        sources = {sample.source for sample in chosen} if split != "train" else set()
+        groups = [chosen, *([s for s in chosen if s.source == source] for source in sources)]
+        if any(len({sample.positive for sample in group}) < 2 for group in groups):
+            raise Misuse(
+                f"{path}: the split {split} needs images with and without {label}, of each source"
+            )
 
 
 def digest(samples: tuple[Sample, ...]) -> str:

@@ -110,7 +110,7 @@ def _train_phase(
         scores = score(candidate, checked, device, recipe.half_precision)
         figure = mean_auc(check, scores)
         reached.append(Epoch(phase.size, number, float(np.mean(losses)), figure))
-        log.info("epoch", size=phase.size, number=number, loss=np.mean(losses).round(4), auc=figure)
+        log.info("epoch", size=phase.size, number=number, loss=reached[-1].loss, auc=figure)
         if figure > best_auc:
             best, best_auc = copy.deepcopy(candidate), figure
     return best, reached

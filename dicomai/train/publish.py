@@ -71,9 +71,7 @@ def publish(
     out: Path,
 ) -> Model:
     """Write out/name/version with half-precision weights and their evaluation on "test"."""
-    folder = out / name / version
-    if folder.exists():
-        raise Misuse(f"{folder} exists already: choose another version")
+    folder = refuse_existing(out, name, version)
     (label,) = recipe.labels
     if label not in CODES:
         raise Misuse(f"there is no code for the label {label}: add it to dicomai/train/publish.py")
@@ -109,6 +107,14 @@ def publish(
         package.verify(package.read(work))
         shutil.copytree(work, folder)
     return package.read(folder)
+
+
+def refuse_existing(out: Path, name: str, version: str) -> Path:
+    """The folder of a new package. Raises Misuse where there is one already."""
+    folder = out / name / version
+    if folder.exists():
+        raise Misuse(f"{folder} exists already: choose another version")
+    return folder
 
 
 def rounded(network: ResNetWithMaps, recipe: Recipe) -> ResNetWithMaps:
