@@ -229,6 +229,17 @@ def test_a_damaged_image_fails_alone(scorer: Scorer, tmp_path: Path) -> None:
     assert [r.source_sop_instance_uid for r in done.results] == [good.SOPInstanceUID, None]
 
 
+def test_an_image_whose_file_is_gone_is_named_and_the_others_are_analyzed(
+    scorer: Scorer, tmp_path: Path
+) -> None:
+    study = study_of(tmp_path, two_of_one_study())
+    study.instances[0].path.unlink()
+    context = Context({}, None, NOW, tmp_path / "out")
+    done = analyze(study, scorer, context)
+    assert "send it again" in done.exclusions[0].reason
+    assert len(done.findings) == 1
+
+
 def test_an_image_with_float_pixels_does_not_take_its_study_with_it(
     scorer: Scorer, tmp_path: Path
 ) -> None:

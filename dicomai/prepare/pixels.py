@@ -38,7 +38,10 @@ TABLE_LIMIT = 1 << 17
 
 def read(instance: Instance) -> Dataset:
     """Read a stored object, pixel data included; a disk that fails raises OSError."""
-    data = instance.path.read_bytes()
+    try:
+        data = instance.path.read_bytes()
+    except FileNotFoundError:
+        raise NotDicom("the received file is gone: send it again and retry the study") from None
     try:
         return pydicom.dcmread(io.BytesIO(data))
     except InvalidDicomError as error:
