@@ -2,7 +2,7 @@
 
 import highdicom as hd
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomai.report import identity
 from dicomai.report.overlay import draw
@@ -77,6 +77,3 @@ def _source_image(source: Dataset, finding: Finding) -> Dataset:
     purpose.CodeMeaning = "Source image for image processing operation"
     item.PurposeOfReferenceCodeSequence = [purpose]
     return item
-
-
-CAPTURE_CLASS = str(SecondaryCaptureImageStorage)

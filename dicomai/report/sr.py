@@ -25,7 +25,6 @@ from dicomai.report import identity
 from dicomai.study import MANUFACTURER, Finding, Model
 
 SERIES_NUMBER = 9902
-REPORT_CLASS = str(EnhancedSRStorage)
 
 # CID 240, TID 4019, TID 1500 and units, as DICOM's own tables and PixelMed's know them.
 PRESENT = CodedConcept("52101004", "SCT", "Present")
