@@ -4,10 +4,11 @@ select -> Frame -> predict -> Prediction -> Finding -> Result files
 """
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -15,7 +16,7 @@ from pydicom.dataset import Dataset
 
 from dicomai import durable
 from dicomai.errors import Rejected
-from dicomai.prepare import geometry, pixels, select
+from dicomai.prepare import geometry
 from dicomai.report import capture, sr
 from dicomai.report.sr import Predecessor
 from dicomai.study import (
@@ -27,13 +28,14 @@ from dicomai.study import (
     Instance,
     Model,
     Prediction,
-    Preprocessing,
     Result,
     Score,
     Study,
 )
 
 Predict = Callable[[Float32], tuple[Float32, Float32]]
+# Of each instance in turn: its header and its frames (prepare.image), or why there are none.
+Prepare = Callable[[tuple[Instance, ...]], Iterator[list[Any] | Rejected]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class Scorer:
     """A model that is ready: predict takes (N, C, size, size), see Engine.score."""
 
     model: Model
+    prepare: Prepare
     engine: str
     biases: Float32
     predict: Predict
@@ -64,64 +67,16 @@ def analyze(study: Study, scorer: Scorer, context: Context) -> Analysis:
     headers: dict[str, Dataset] = {}
     frames: list[Frame] = []
     exclusions: list[Exclusion] = []
-    for instance in study.instances:
-        try:
-            header, shown = read_frames(instance, scorer.model)
-        except Rejected as error:
-            exclusions.append(Exclusion(instance, error.code, str(error)))
+    for instance, prepared in zip(study.instances, scorer.prepare(study.instances), strict=True):
+        if isinstance(prepared, Rejected):
+            exclusions.append(Exclusion(instance, prepared.code, str(prepared)))
             continue
-        headers[instance.sop_instance_uid] = header
+        headers[instance.sop_instance_uid], *shown = prepared
         frames += shown
     predictions = tuple(score_frames(frames, scorer, context))
     findings = tuple(finding for item in predictions for finding in find(item, scorer.model))
     results = write_results(headers, findings, scorer, context) if findings else ()
     return Analysis(study, scorer.model, predictions, findings, tuple(exclusions), results)
-
-
-class NotAccepted(Rejected):
-    """The model does not take this image."""
-
-    def __init__(self, code: str, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-
-
-def read_frames(instance: Instance, model: Model) -> tuple[Dataset, list[Frame]]:
-    """The header without pixels, and every frame. Raises Rejected with the reason."""
-    ds = pixels.read(instance)
-    refusal = select.why_not(ds, model.accepts)
-    if refusal is not None:
-        raise NotAccepted(*refusal)
-    frames = [
-        prepare(instance, number, pixels.display(ds, number), model)
-        for number in range(1, pixels.frame_count(ds) + 1)
-    ]
-    for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
-        ds.pop(keyword, None)
-    return ds, frames
-
-
-def prepare(instance: Instance, number: int, shown: Float32, model: Model) -> Frame:
-    """shown: (rows, columns), 0 to 1."""
-    rows, columns = shown.shape
-    box = geometry.fit(rows, columns, model.preprocessing.size)
-    square = geometry.letterbox(shown, box)
-    return Frame(
-        instance,
-        number,
-        normalize(square, model.preprocessing, model.channels),
-        np.rint(shown * 255).astype(np.uint8),
-        box,
-    )
-
-
-def normalize(square: Float32, how: Preprocessing, channels: int) -> Float32:
-    """(size, size) of 0 to 1 as the network's input (channels, size, size)."""
-    low, high = how.value_range
-    mean = np.array(how.mean, np.float32)[:, None, None]
-    std = np.array(how.std, np.float32)[:, None, None]
-    planes = np.repeat((square * (high - low) + low)[None], channels, axis=0)
-    return ((planes - mean) / std).astype(np.float32)
 
 
 def score_frames(frames: list[Frame], scorer: Scorer, context: Context) -> list[Prediction]:

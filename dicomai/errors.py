@@ -11,6 +11,8 @@ DicomaiError
 │   └── PeerBusy
 ├── Rejected                the same thing will never work
 │   ├── UnsupportedPixels
+│   ├── NotAccepted
+│   ├── TooLarge
 │   ├── NotDicom
 │   └── PeerRefused
 └── LeaseLost               somebody else holds the work now
@@ -58,15 +60,29 @@ class PeerBusy(Retryable):
 
 
 class Rejected(DicomaiError):
-    """Not worth another attempt."""
+    """Not worth another attempt; code: the reason for programs."""
 
     code = "rejected"
+
+    def __init__(self, reason: str, code: str = "") -> None:
+        super().__init__(reason)
+        self.code = code or type(self).code
 
 
 class UnsupportedPixels(Rejected):
     """Pixel data that cannot be decoded or shown."""
 
     code = "undecodable"
+
+
+class NotAccepted(Rejected):
+    """An image that the model does not take."""
+
+
+class TooLarge(Rejected):
+    """An object that asks for more than the settings allow."""
+
+    code = "too-large"
 
 
 class NotDicom(Rejected):

@@ -9,8 +9,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -19,12 +20,14 @@ from dicomai.deliver import sender
 from dicomai.deliver.backoff import wait_seconds
 from dicomai.errors import ModelDamaged, NotDicom, Rejected, Retryable
 from dicomai.infer import package
+from dicomai.prepare import image
+from dicomai.prepare.pool import MEGABYTE, Pool
 from dicomai.receive import inbox
 from dicomai.receive.listener import Listener
 from dicomai.settings import Destination, Settings, shipped
 from dicomai.store import queries, queue
 from dicomai.store.database import Database, open_database, require_current
-from dicomai.study import Model
+from dicomai.study import Instance, Limits, Model
 
 log = structlog.get_logger()
 
@@ -52,6 +55,28 @@ def connect(settings: Settings) -> Database:
 def model_folders(settings: Settings) -> tuple[Path, ...]:
     """Where model packages lie: the site's own first, then those that the program ships."""
     return settings.data_dir / "models", shipped("config/models")
+
+
+def limits(settings: Settings) -> Limits:
+    """What one object may ask for."""
+    return Limits(settings.prepare.max_pixels, settings.prepare.max_megabytes * MEGABYTE)
+
+
+def decoding_pool(settings: Settings) -> Pool:
+    """The decoding processes; they start when they are needed."""
+    how = settings.prepare
+    return Pool(how.workers, how.timeout_seconds, how.memory_megabytes)
+
+
+def preparer(
+    settings: Settings, pool: Pool, model: Model
+) -> Callable[[tuple[Instance, ...]], Iterator[list[Any] | Rejected]]:
+    """Prepare a study's images for a model, several at a time."""
+
+    def prepare(instances: tuple[Instance, ...]) -> Iterator[list[Any] | Rejected]:
+        return pool.map(image.prepare, [(item, model, limits(settings)) for item in instances])
+
+    return prepare
 
 
 def listen(settings: Settings, listening: socket.socket, stop: threading.Event) -> None:

@@ -57,6 +57,16 @@ class Receive(_Section):
     release_quiet_seconds: Seconds = 2.0
 
 
+class Prepare(_Section):
+    """Decoding, and what it may cost."""
+
+    workers: int = Field(default=2, ge=1)
+    timeout_seconds: float = Field(default=60.0, gt=0)
+    memory_megabytes: int = Field(default=1024, ge=256)
+    max_megabytes: int = Field(default=1024, ge=1)
+    max_pixels: int = Field(default=64_000_000, ge=1)
+
+
 class Infer(_Section):
     """Scoring."""
 
@@ -104,6 +114,7 @@ class Settings(BaseSettings):
     data_dir: Path = Path("var")
     database: Database = Database()
     receive: Receive = Receive()
+    prepare: Prepare = Prepare()
     infer: Infer = Infer()
     deliver: Deliver = Deliver()
     schedule: Schedule = Schedule()

@@ -13,6 +13,7 @@ MANUFACTURER = "dicomai"
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
+UInt16 = NDArray[np.uint16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,17 @@ class Study:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What one object may ask for; more is refused before memory is taken.
+
+    max_pixels: rows x columns; max_bytes: of a file, and of what a deflated one becomes
+    """
+
+    max_pixels: int
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Letterbox:
     """Where an image of rows x columns lies inside a square of size x size (pixels)."""
 
@@ -53,7 +65,8 @@ class Letterbox:
 class Frame:
     """One image as the network and as a person sees it.
 
-    number: frame number, from 1; pixels: (C, size, size); display: (rows, columns), 0 is black
+    number: frame number, from 1; pixels: (C, size, size); display: (rows, columns), 0 is black,
+    or (rows, columns, 3) in RGB
     """
 
     source: Instance
@@ -127,12 +140,23 @@ class Exclusion:
 
 @dataclass(frozen=True, slots=True)
 class Accepts:
-    """What a model may be shown; an empty string stands for "not stated"."""
+    """What a model may be shown.
+
+    An empty list accepts everything; an empty string in a list stands for "not stated".
+    age_years: youngest and oldest; min_size: pixels of the shorter side;
+    frames: "all", "middle" or "every N"
+    """
 
     modalities: tuple[str, ...]
+    sop_classes: tuple[str, ...]
     body_parts: tuple[str, ...]
     views: tuple[str, ...]
     photometric: tuple[str, ...]
+    presentation_intents: tuple[str, ...]
+    localizers: bool
+    age_years: tuple[float, float]
+    min_size: int
+    frames: str
 
 
 @dataclass(frozen=True, slots=True)

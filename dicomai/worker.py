@@ -12,7 +12,14 @@ from dicomai.errors import DicomaiError, LeaseLost, Retryable
 from dicomai.infer.batcher import Batcher
 from dicomai.infer.engine import Engine
 from dicomai.report.sr import Predecessor
-from dicomai.roles import FINISH_SECONDS, TROUBLE_SECONDS, first_line, work_until
+from dicomai.roles import (
+    FINISH_SECONDS,
+    TROUBLE_SECONDS,
+    decoding_pool,
+    first_line,
+    preparer,
+    work_until,
+)
 from dicomai.settings import Settings
 from dicomai.store import queries, queue
 from dicomai.store.database import Database
@@ -30,7 +37,14 @@ class Worker:
         self._database = database
         engine = Engine(model, settings.infer.device)
         self._batcher = Batcher(engine.score, settings.infer.batch_size)
-        self._scorer = Scorer(model, engine.name, engine.biases, self._batcher.predict)
+        self._pool = decoding_pool(settings)
+        self._scorer = Scorer(
+            model,
+            preparer(settings, self._pool, model),
+            engine.name,
+            engine.biases,
+            self._batcher.predict,
+        )
         self._outputs = {d.name: d.outputs for d in settings.destinations}
         self._held: dict[str, Claim] = {}
         self._lock = threading.Lock()
@@ -52,6 +66,7 @@ class Worker:
             thread.join(max(0.0, deadline - time.monotonic()))
         for claim in list(self._held.values()):
             queue.release_study(self._database, claim)
+        self._pool.close()  # only now: what it ends is nobody's any more
 
     def _step(self) -> bool:
         claim = self._claim()

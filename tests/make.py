@@ -1,5 +1,6 @@
 """Test objects: real radiographs in the shapes that hospitals send, built in code."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pydicom.uid import (
 )
 
 from dicomai.demo.radiographs import digital_xray, pixels, radiographs, set_pixels
+from dicomai.study import Accepts
 
 
 def chest_radiograph(
@@ -56,6 +58,23 @@ def computed_radiograph(number: int = 0, study: str | None = None, **attributes:
     ds.SOPClassUID, ds.SOPInstanceUID = ComputedRadiographyImageStorage, generate_uid()
     add_file_meta(ds)
     return change(ds, attributes)
+
+
+def accepts(**changes: Any) -> Accepts:
+    """What a model of chest radiographs accepts."""
+    usual = Accepts(
+        modalities=("CR", "DX"),
+        sop_classes=(),
+        body_parts=("CHEST", ""),
+        views=("PA", "AP", ""),
+        photometric=("MONOCHROME1", "MONOCHROME2"),
+        presentation_intents=("FOR PRESENTATION", ""),
+        localizers=False,
+        age_years=(0, 130),
+        min_size=100,
+        frames="all",
+    )
+    return dataclasses.replace(usual, **changes)
 
 
 def report(study: str) -> Dataset:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import make
 import numpy as np
 from pydicom.uid import (
     ComprehensiveSRStorage,
@@ -21,7 +22,6 @@ from dicomai.store.database import Database
 from dicomai.store.queue import Arrival, Claim, Delivery, Outcome
 from dicomai.store.tables import delivery, event, metadata, result, study
 from dicomai.study import (
-    Accepts,
     Analysis,
     Code,
     Exclusion,
@@ -255,7 +255,7 @@ def model(version: str = "1") -> Model:
         channels=1,
         activation="sigmoid",
         sha256="0" * 64,
-        accepts=Accepts(("DX",), ("CHEST",), ("PA",), ("MONOCHROME2",)),
+        accepts=make.accepts(),
         preprocessing=Preprocessing(2, (0.0, 1.0), (0.5,), (0.25,)),
         labels=(PNEUMONIA,),
         provenance={},

@@ -10,10 +10,12 @@ import typer
 from dicomai import logs
 from dicomai.cli.options import Config, Format, FormatOption, load, show
 from dicomai.cli.results import COLUMNS
-from dicomai.errors import Misuse, NotDicom
+from dicomai.errors import Misuse, NotDicom, Rejected
 from dicomai.infer import package
+from dicomai.prepare import image
+from dicomai.prepare.pool import Pool
 from dicomai.receive import inbox
-from dicomai.roles import model_folders
+from dicomai.roles import decoding_pool, limits, model_folders, preparer
 from dicomai.settings import Settings
 from dicomai.study import Analysis, Instance, Model, Study
 
@@ -24,26 +26,26 @@ def try_files(
     out: Annotated[Path, typer.Option(help="folder for overlays and reports")] = Path(
         "dicomai-out"
     ),
+    render: Annotated[
+        Path | None,
+        typer.Option(help="write every frame as displayed, 8 bits, full size, to this folder"),
+    ] = None,
     how: FormatOption = Format.TABLE,
 ) -> None:
-    """Analyze DICOM files; writes overlays (also as PNG) and reports, needs no daemon."""
+    """Analyze DICOM files; writes overlays (also as PNG) and reports, needs no daemon.
+
+    With --render, what the model does not accept is rendered, too.
+    """
     settings = load(config)
     logs.configure("try")
     files = list(_files(paths))
     if not files:
         raise Misuse("there is no file in " + ", ".join(map(str, paths)))
-    rows: list[dict[str, Any]] = []
-    studies: dict[str, list[Instance]] = {}
-    for file in files:
-        try:
-            header, instance, _ = inbox.read_file(file)
-        except NotDicom as error:
-            rows.append(_refused(file, str(error)))
-        else:
-            studies.setdefault(header.study_instance_uid, []).append(instance)
-    if studies:
-        rows += _analyze(settings, studies, out)
-    columns = ["source", *COLUMNS, "reason"]
+    with decoding_pool(settings) as pool:
+        if render is not None:
+            _render(settings, pool, files, render)
+        rows = _analyze(settings, pool, files, out)
+    columns = ["source", *COLUMNS, "reason_code", "reason"]
     if how is Format.TABLE:
         columns = ["source", "label", "probability", "threshold", "positive", "reason"]
     show(rows, columns, how, "nothing")
@@ -61,15 +63,46 @@ def _files(paths: list[Path]) -> Iterator[Path]:
             raise Misuse(f"there is no file or folder {path}")
 
 
-def _analyze(
-    settings: Settings, studies: dict[str, list[Instance]], out: Path
+def _render(settings: Settings, pool: Pool, files: list[Path], folder: Path) -> None:
+    """NAME.N.png for frame N of each file, NAME as it lies below the folder that was given."""
+    calls = [(file, folder / _name(file), limits(settings)) for file in files]
+    for file, done in zip(files, pool.map(image.render, calls), strict=True):
+        if isinstance(done, Rejected):
+            typer.echo(f"not rendered: {file}: {done}", err=True)
+            continue
+        for frame in done:
+            if frame.reason is not None:
+                typer.echo(f"not rendered: {file}, frame {frame.number}: {frame.reason}", err=True)
+
+
+def _name(file: Path) -> str:
+    # Files of one name lie in many folders; the path keeps them apart.
+    return "_".join(part for part in file.parts if part not in {"/", ".", ".."})
+
+
+def _analyze(settings: Settings, pool: Pool, files: list[Path], out: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    studies: dict[str, list[Instance]] = {}
+    for file in files:
+        try:
+            header, instance, _ = inbox.read_file(file)
+        except NotDicom as error:
+            rows.append(_refused(file, error))
+        else:
+            studies.setdefault(header.study_instance_uid, []).append(instance)
+    return rows + (_score(settings, pool, studies, out) if studies else [])
+
+
+def _score(
+    settings: Settings, pool: Pool, studies: dict[str, list[Instance]], out: Path
 ) -> list[dict[str, Any]]:
     from dicomai.analyze import Context, Scorer, analyze  # torch, only where it is needed
     from dicomai.infer.engine import Engine
 
     model = _newest(settings)
     engine = Engine(model, settings.infer.device)
-    scorer = Scorer(model, engine.name, engine.biases, engine.score)
+    prepare = preparer(settings, pool, model)
+    scorer = Scorer(model, prepare, engine.name, engine.biases, engine.score)
     rows = []
     for uid, instances in studies.items():
         study = Study(uid, 1, tuple(instances))
@@ -115,12 +148,16 @@ def _rows(done: Analysis) -> list[dict[str, Any]]:
             "model_name": done.model.name,
             "model_version": done.model.version,
             "analyzed_at": item.analyzed_at,
+            "reason_code": None,
             "reason": None,
         }
         for item in done.findings
     ]
-    return rows + [_refused(item.instance.path, item.reason) for item in done.exclusions]
+    return rows + [
+        _refused(item.instance.path, Rejected(item.reason, item.code)) for item in done.exclusions
+    ]
 
 
-def _refused(file: Path, reason: str) -> dict[str, Any]:
-    return {"source": str(file), **dict.fromkeys(COLUMNS), "reason": reason}
+def _refused(file: Path, error: Rejected) -> dict[str, Any]:
+    empty = dict.fromkeys(COLUMNS)
+    return {"source": str(file), **empty, "reason_code": error.code, "reason": str(error)}

@@ -20,9 +20,15 @@ class _Section(BaseModel):
 
 class _Accepts(_Section):
     modalities: tuple[str, ...]
+    sop_classes: tuple[str, ...]
     body_parts: tuple[str, ...]
     views: tuple[str, ...]
     photometric: tuple[str, ...]
+    presentation_intents: tuple[str, ...]
+    localizers: bool
+    age_years: tuple[Annotated[float, Field(ge=0)], float]
+    min_size: int = Field(ge=1)
+    frames: str = Field(pattern=r"^(all|middle|every [1-9][0-9]{0,3})$")
 
 
 class _Preprocessing(_Section):

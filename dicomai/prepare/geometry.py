@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from dicomai.study import Float32, Letterbox
+from dicomai.study import Float32, Letterbox, UInt16
 
 
 def fit(rows: int, columns: int, size: int) -> Letterbox:
@@ -14,17 +14,28 @@ def fit(rows: int, columns: int, size: int) -> Letterbox:
     return Letterbox(rows, columns, size, (size - height) // 2, (size - width) // 2, height, width)
 
 
-def letterbox(image: Float32, box: Letterbox) -> Float32:
-    """Resize (rows, columns) into (size, size); what lies outside the image is 0 (black).
+def letterbox(image: UInt16, box: Letterbox) -> Float32:
+    """Resize (rows, columns[, 3]) of 0 to 65535 into (size, size[, 3]) of 0 to 1.
 
-    Shrinks by area, so that every source pixel counts; enlarges linearly.
+    What lies outside the image is 0 (black). Shrinks by area, so that every source pixel counts;
+    enlarges linearly.
     """
-    shrinks = box.height < box.rows or box.width < box.columns
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    inner = cv2.resize(image, (box.width, box.height), interpolation=method)
-    square = np.zeros((box.size, box.size), np.float32)
+    square = np.zeros((box.size, box.size, *image.shape[2:]), np.float32)
+    inner = _resize(image, box).astype(np.float32) / np.float32(65535)
     square[box.top : box.top + box.height, box.left : box.left + box.width] = inner
     return square
+
+
+def _resize(image: UInt16, box: Letterbox) -> UInt16:
+    if box.height >= box.rows and box.width >= box.columns:
+        return _scaled(image, box.width, box.height, cv2.INTER_LINEAR)
+    # An area is a share of rows times a share of columns: rows first is the same and twice as fast.
+    narrow = _scaled(image, box.columns, box.height, cv2.INTER_AREA)
+    return _scaled(narrow, box.width, box.height, cv2.INTER_AREA)
+
+
+def _scaled(image: UInt16, width: int, height: int, method: int) -> UInt16:
+    return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint16)
 
 
 def spread(cells: Float32, box: Letterbox) -> Float32:

@@ -1,187 +1,270 @@
 """Stored pixels to what a workstation shows: modality LUT, VOI LUT, polarity (PS3.4 Annex N).
 
-The steps act on single values, so for integer pixels they are computed once for each stored value
-that occurs in the image and looked up: exact, and faster than arithmetic on every pixel.
+The steps act on single values. Cells of 8 and 16 bits can hold so few different ones that the steps
+are computed once for each, in float64, and looked up: exact, and faster than arithmetic on every
+pixel. Bits that do not count and the sign are part of the same look-up.
 """
 
-import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.pixels.utils import pixel_array
+from pydicom.multival import MultiValue
+from pydicom.pixels.processing import apply_color_lut
 
-from dicomai.errors import NotDicom, UnsupportedPixels
-from dicomai.study import Float32, Instance
+from dicomai.errors import NotDicom, TooLarge, UnsupportedPixels
+from dicomai.parse import PARSER_ERRORS, parse_file
+from dicomai.prepare.decoders import Stored
+from dicomai.study import Limits, UInt16
 
 Float64 = NDArray[np.float64]
+Array = NDArray[Any]
+Step = Callable[[Float64], Float64]
 
-# What pydicom, its decoder plug-ins and numpy raise for damaged or unknown pixel data.
-DECODER_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    NotImplementedError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-TABLE_LIMIT = 1 << 17
+WHITE = 65535
+MODALITY = ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept")
+VOI = ("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction")
+# Functional group macro: what it says instead of the object (PS3.3 C.7.6.16.2.9, C.7.6.16.2.10).
+MACROS = {"PixelValueTransformationSequence": MODALITY, "FrameVOILUTSequence": VOI}
+
+# What pydicom, the decoders and numpy raise for damaged or unknown data.
+DECODER_ERRORS = (*PARSER_ERRORS, cv2.error)
 
 
-def read(instance: Instance) -> Dataset:
-    """Read a stored object, pixel data included; a disk that fails raises OSError."""
+def read(file: Path, limits: Limits) -> Dataset:
+    """Read a stored object, pixel data included; a disk that fails raises OSError.
+
+    Raises NotDicom, and TooLarge for what is larger than the limits.
+    """
     try:
-        data = instance.path.read_bytes()
+        size = file.stat().st_size
+        if size > limits.max_bytes:
+            raise TooLarge(
+                f"a file of {size} bytes: at most {limits.max_bytes} are taken "
+                "(prepare.max_megabytes)"
+            )
+        data = file.read_bytes()
     except FileNotFoundError:
         raise NotDicom("the received file is gone: send it again and retry the study") from None
     try:
-        return pydicom.dcmread(io.BytesIO(data))
+        return parse_file(file, data, limits.max_bytes)
     except InvalidDicomError as error:
         raise NotDicom("this is not a DICOM file: it has no DICM prefix") from error
-    except DECODER_ERRORS as error:
-        raise NotDicom(f"cannot be parsed as DICOM: {_words(error)}") from error
+    except PARSER_ERRORS as error:
+        raise NotDicom(f"cannot be parsed as DICOM: {words(error)}") from error
 
 
-def frame_count(ds: Dataset) -> int:
-    """Number of Frames (0028,0008); 1 where it is absent."""
-    try:
-        return max(1, int(ds.get("NumberOfFrames") or 1))
-    except (TypeError, ValueError) as error:
-        raise UnsupportedPixels("Number of Frames is not a number") from error
-
-
-def display(ds: Dataset, number: int) -> Float32:
-    """Frame number (from 1) of a grey image as displayed: (rows, columns), 0 is black, 1 is white.
-
-    Raises UnsupportedPixels for colour and for what cannot be decoded.
-    """
-    grey = ds.get("PhotometricInterpretation") in {"MONOCHROME1", "MONOCHROME2"}
-    if not grey or ds.get("SamplesPerPixel", 1) != 1:
-        raise UnsupportedPixels("colour images have no grey-scale display")
-    try:
-        stored = pixel_array(ds, index=number - 1)
-        if not np.isfinite(stored).all():
-            raise UnsupportedPixels("the pixel data hold values that are no numbers")
-        return _to_display(ds, stored)
-    except UnsupportedPixels:
-        raise
-    except DECODER_ERRORS as error:
-        raise UnsupportedPixels(f"the pixel data cannot be decoded: {_words(error)}") from error
-
-
-def _words(error: BaseException) -> str:
+def words(error: BaseException) -> str:
+    """An error in one line."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
 
 
-def _to_display(ds: Dataset, stored: NDArray[Any]) -> Float32:
-    padding = _padding(ds)
-    occurring = stored
-    if padding is not None:
-        occurring = stored[(stored < padding[0]) | (stored > padding[1])]
-    if occurring.size == 0:
-        return np.zeros(stored.shape, np.float32)
-    low, high = occurring.min(), occurring.max()
-    show = _pipeline(ds, float(low), float(high))
-    bottom, top = stored.min(), stored.max()
-    if stored.dtype.kind == "f" or int(top) - int(bottom) >= TABLE_LIMIT:
-        return _blank(show(stored.astype(np.float64)), stored.astype(np.float64), padding)
-    values = np.arange(int(bottom), int(top) + 1, dtype=np.float64)
-    table = _blank(show(values), values, padding)
-    offset = stored if bottom == 0 else stored.astype(np.int64) - int(bottom)
-    return np.take(table, offset)
+def display(ds: Dataset, number: int, stored: Stored) -> UInt16:
+    """Frame number (from 1) as displayed: 0 is black, 65535 is white.
+
+    Returns (rows, columns) for grey images, (rows, columns, 3) in RGB for colour images.
+    Raises UnsupportedPixels for what has no display.
+    """
+    photometric = str(ds.get("PhotometricInterpretation") or "")
+    if stored.cells.ndim == 3:
+        return _look_up(stored, _scale_to_white(stored))
+    if photometric == "PALETTE COLOR":
+        return _palette(ds, stored)
+    if photometric not in {"MONOCHROME1", "MONOCHROME2"}:
+        raise UnsupportedPixels(f"{photometric} of one sample a pixel cannot be shown")
+    return _grey(of_frame(ds, number), stored)
 
 
-def _blank(shown: Float64, stored: Float64, padding: tuple[float, float] | None) -> Float32:
-    # Padding is background whatever the polarity (PS3.3 C.7.5.1.1.2).
-    if padding is not None:
-        shown = np.where((stored >= padding[0]) & (stored <= padding[1]), 0.0, shown)
-    return shown.astype(np.float32)
+def _look_up(stored: Stored, show: Step) -> UInt16:
+    """show() of every cell; where they are few, of every possible one instead."""
+    cells = stored.cells
+    if cells.dtype.kind == "f" or cells.dtype.itemsize > 2:
+        return _levels(show(values_of(cells, stored)))
+    cells = np.ascontiguousarray(cells).view(f"u{cells.dtype.itemsize}")
+    every = np.arange(1 << 8 * cells.dtype.itemsize, dtype=cells.dtype)
+    table = _levels(show(values_of(every, stored)))
+    return np.asarray(cv2.LUT(cells, table.reshape(1, -1)), np.uint16)
 
 
-def _padding(ds: Dataset) -> tuple[float, float] | None:
-    """Stored values that are padding: (0028,0120) to (0028,0121)."""
-    value = ds.get("PixelPaddingValue")
-    if value is None:
-        return None
-    limit = ds.get("PixelPaddingRangeLimit")
-    limit = value if limit is None else limit
-    first, last = _signed(ds, int(value)), _signed(ds, int(limit))
-    return float(min(first, last)), float(max(first, last))
+def _levels(shown: Float64) -> UInt16:
+    return np.rint(shown * WHITE).astype(np.uint16)
 
 
-def _signed(ds: Dataset, value: int) -> int:
-    bits = int(ds.get("BitsAllocated", 16))
-    if ds.get("PixelRepresentation") == 1 and value >= 1 << (bits - 1):
-        return value - (1 << bits)
-    return value
+def values_of(cells: Array, stored: Stored) -> Float64:
+    """The values in cells, unused bits removed, sign extended (PS3.5 8.1.1)."""
+    if cells.dtype.kind == "f":
+        return cells.astype(np.float64)
+    unsigned = cells.view(f"u{cells.dtype.itemsize}").astype(np.uint64)
+    value = (unsigned >> np.uint64(stored.shift)) & np.uint64((1 << stored.bits) - 1)
+    shown = value.astype(np.float64)
+    if stored.signed:
+        shown = np.where(shown >= 2.0 ** (stored.bits - 1), shown - 2.0**stored.bits, shown)
+    return shown
 
 
-def _pipeline(ds: Dataset, low: float, high: float) -> Callable[[Float64], Float64]:
-    """Stored values to display values; low and high are the image's own extremes."""
-    modality = _modality(ds)
-    # A modality LUT may rise and fall: its extremes need not be those of its input.
-    inputs = np.array([low, high])
-    if ds.get("ModalityLUTSequence") and high - low < TABLE_LIMIT:
-        inputs = np.arange(low, high + 1)
-    ends = modality(inputs)
-    voi = _voi(ds, float(ends.min()), float(ends.max()))
+# Colour
+
+
+def _scale_to_white(stored: Stored) -> Step:
+    white = 2.0**stored.bits - 1
+    return lambda values: np.clip(values / white, 0, 1)
+
+
+def _palette(ds: Dataset, stored: Stored) -> UInt16:
+    """PALETTE COLOR through its three LUTs, segmented ones too (PS3.3 C.7.9)."""
+    cells = np.ascontiguousarray(stored.cells)
+    if cells.dtype.kind == "f" or cells.dtype.itemsize > 2:
+        raise UnsupportedPixels("PALETTE COLOR of more than 16 bits cannot be shown")
+    cells = cells.view(f"u{cells.dtype.itemsize}")
+    every = np.arange(1 << 8 * cells.dtype.itemsize, dtype=cells.dtype)
+    colours = apply_color_lut(values_of(every, stored).astype(np.int32), ds)[..., :3]
+    bits = 8 * colours.dtype.itemsize
+    declared = int(ds.RedPaletteColorLookupTableDescriptor[2])
+    # Some devices declare 16 bits and fill 8: the values themselves are right.
+    white = 255 if bits == 16 and declared == 16 and colours.max() < 256 else (1 << bits) - 1
+    table = np.rint(colours * (WHITE / white)).astype(np.uint16)
+    return np.asarray(table[cells])
+
+
+# Grey
+
+
+def of_frame(ds: Dataset, number: int) -> Dataset:
+    """What the pipeline needs to know of one frame: its functional groups' word goes first.
+
+    Per-frame groups, else shared ones, else the object itself (PS3.3 C.7.6.16.1.1).
+    """
+    found = Dataset()
+    for keyword in (
+        "PhotometricInterpretation",
+        "PixelPaddingValue",
+        "PixelPaddingRangeLimit",
+        *MODALITY,
+        *VOI,
+    ):
+        if keyword in ds:
+            found[keyword] = ds[keyword]
+    for groups in _functional_groups(ds, number):
+        for macro, keywords in MACROS.items():
+            if not groups.get(macro):
+                continue
+            item = groups[macro].value[0]
+            for keyword in keywords:
+                found.pop(keyword, None)
+                if keyword in item:
+                    found[keyword] = item[keyword]
+    found.set_original_encoding(*ds.original_encoding)
+    return found
+
+
+def _functional_groups(ds: Dataset, number: int) -> list[Dataset]:
+    shared = ds.get("SharedFunctionalGroupsSequence") or []
+    per_frame = ds.get("PerFrameFunctionalGroupsSequence") or []
+    return [*shared[:1], *per_frame[number - 1 : number]]
+
+
+def _grey(ds: Dataset, stored: Stored) -> UInt16:
+    if stored.cells.dtype.kind == "f" and not np.isfinite(stored.cells).all():
+        raise UnsupportedPixels("the pixel data hold values that are no numbers")
+    padding = _padding(ds, stored)
+    modality = _modality(ds, stored)
+    voi = _voi(ds, stored) or _own_range(modality(_occurring(stored, padding)))
     # MONOCHROME1 shows the lowest value as white, after the VOI step (PS3.3 C.7.6.3.1.2).
     inverted = ds.get("PhotometricInterpretation") == "MONOCHROME1"
 
     def show(values: Float64) -> Float64:
         shown = voi(modality(values))
-        return 1 - shown if inverted else shown
+        if inverted:
+            shown = 1 - shown
+        # Padding is background whatever the polarity (PS3.3 C.7.5.1.1.2).
+        if padding is not None:
+            shown = np.where((values >= padding[0]) & (values <= padding[1]), 0.0, shown)
+        return shown
 
-    return show
+    return _look_up(stored, show)
 
 
-def _modality(ds: Dataset) -> Callable[[Float64], Float64]:
+def _occurring(stored: Stored, padding: tuple[float, float] | None) -> Float64:
+    """The values that occur in the image, padding left out."""
+    cells = stored.cells
+    if cells.dtype.kind != "f" and cells.dtype.itemsize <= 2:
+        cells = np.ascontiguousarray(cells).view(f"u{cells.dtype.itemsize}")
+        size = 1 << 8 * cells.dtype.itemsize
+        counts = cv2.calcHist([cells], [0], None, [size], [0, size])
+        cells = np.flatnonzero(counts).astype(cells.dtype)
+    values = values_of(cells, stored).ravel()
+    if padding is not None:
+        values = values[(values < padding[0]) | (values > padding[1])]
+    return values
+
+
+def _own_range(values: Float64) -> Step:
+    """From the lowest value, black, to the highest, white."""
+    if values.size == 0:
+        return np.zeros_like
+    low, high = float(values.min()), float(values.max())
+    return lambda given: np.clip((given - low) / ((high - low) or 1.0), 0, 1)
+
+
+def _padding(ds: Dataset, stored: Stored) -> tuple[float, float] | None:
+    """Stored values that are padding: (0028,0120) to (0028,0121)."""
+    value = ds.get("PixelPaddingValue")
+    if value is None or value == "" or stored.cells.dtype.kind == "f":
+        return None
+    limit = ds.get("PixelPaddingRangeLimit")
+    limit = value if limit is None or limit == "" else limit
+    ends = [_signed(stored, int(end)) for end in (value, limit)]
+    return float(min(ends)), float(max(ends))
+
+
+def _signed(stored: Stored, value: int) -> int:
+    # Read with the wrong VR, a negative value comes as a large one.
+    bits = 8 * stored.cells.dtype.itemsize
+    return value - (1 << bits) if stored.signed and value >= 1 << (bits - 1) else value
+
+
+def _modality(ds: Dataset, stored: Stored) -> Step:
     """Modality LUT Sequence, else Rescale Slope and Intercept (PS3.3 C.11.1)."""
     if ds.get("ModalityLUTSequence"):
-        table, first, _ = _lut(ds, ds.ModalityLUTSequence[0], signed=_is_signed(ds))
+        table, first, _ = _lut(ds, ds.ModalityLUTSequence[0], stored.signed)
         return lambda values: table[_index(values, first, len(table))]
-    slope = float(ds.get("RescaleSlope") or 1)
-    intercept = float(ds.get("RescaleIntercept") or 0)
+    slope = _decimal(ds, "RescaleSlope", 1.0) or 1.0
+    intercept = _decimal(ds, "RescaleIntercept", 0.0)
     return lambda values: values * slope + intercept
 
 
-def _voi(ds: Dataset, low: float, high: float) -> Callable[[Float64], Float64]:
-    """The first VOI LUT, else the first window, else the image's own range (PS3.3 C.11.2)."""
+def _voi(ds: Dataset, stored: Stored) -> Step | None:
+    """The first VOI LUT, else the first window (PS3.3 C.11.2); None where there is neither."""
     if ds.get("VOILUTSequence"):
-        table, first, bits = _lut(
-            ds,
-            ds.VOILUTSequence[0],
-            signed=low < 0 or _is_signed(ds) or float(ds.get("RescaleIntercept") or 0) < 0,
-        )
+        signed = stored.signed or _decimal(ds, "RescaleIntercept", 0.0) < 0
+        table, first, bits = _lut(ds, ds.VOILUTSequence[0], signed)
         white = (1 << bits) - 1
         return lambda values: table[_index(values, first, len(table))] / white
-    window = _window(ds)
-    if window is not None:
-        center, width = window
-        function = str(ds.get("VOILUTFunction") or "LINEAR").upper()
-        return lambda values: apply_window(values, center, width, function)
-    if high <= low:
-        return lambda values: np.clip(values - low, 0, 1)
-    return lambda values: np.clip((values - low) / (high - low), 0, 1)
-
-
-def _window(ds: Dataset) -> tuple[float, float] | None:
-    center, width = ds.get("WindowCenter"), ds.get("WindowWidth")
-    if center is None or width is None:
-        return None
-    first_center = center[0] if isinstance(center, (list, pydicom.multival.MultiValue)) else center
-    first_width = width[0] if isinstance(width, (list, pydicom.multival.MultiValue)) else width
+    center, width = _decimal(ds, "WindowCenter", None), _decimal(ds, "WindowWidth", None)
     # A width of zero or less is forbidden (PS3.3 C.11.2.1.2.1) and shows nothing: as if absent.
-    return (float(first_center), float(first_width)) if float(first_width) > 0 else None
+    if center is None or width is None or width <= 0:
+        return None
+    function = str(ds.get("VOILUTFunction") or "LINEAR").upper()
+    return lambda values: apply_window(values, center, width, function)
+
+
+def _decimal(ds: Dataset, keyword: str, default: Any) -> Any:
+    """The first value as a float."""
+    value = ds.get(keyword)
+    if isinstance(value, (MultiValue, list)):
+        value = value[0] if value else None
+    if value is None or value == "":
+        return default
+    number = float(value)
+    if not np.isfinite(number):
+        raise UnsupportedPixels(f"{keyword} is not a finite number")
+    return number
 
 
 def apply_window(values: Float64, center: float, width: float, function: str) -> Float64:
@@ -193,10 +276,6 @@ def apply_window(values: Float64, center: float, width: float, function: str) ->
     if width == 1:
         return np.where(values <= center - 0.5, 0.0, 1.0)
     return np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0, 1)
-
-
-def _is_signed(ds: Dataset) -> bool:
-    return bool(ds.get("PixelRepresentation") == 1)
 
 
 def _lut(ds: Dataset, item: Dataset, signed: bool) -> tuple[Float64, int, int]:
@@ -212,12 +291,14 @@ def _lut(ds: Dataset, item: Dataset, signed: bool) -> tuple[Float64, int, int]:
     if isinstance(data, bytes):
         little = "<" if ds.original_encoding[1] is not False else ">"
         packed = len(data) < 2 * entries
-        words = np.frombuffer(data, np.uint8 if packed else np.dtype(f"{little}u2"))
+        entries_as_stored = np.frombuffer(data, np.uint8 if packed else np.dtype(f"{little}u2"))
     else:
-        words = np.atleast_1d(np.asarray(data, np.uint16))
-        if len(words) < entries <= 2 * len(words):  # two 8-bit entries in a word
-            words = words.view(np.uint8)
-    table = words[:entries].astype(np.float64)
+        entries_as_stored = np.atleast_1d(np.asarray(data, np.uint16))
+        if len(entries_as_stored) < entries <= 2 * len(entries_as_stored):
+            entries_as_stored = entries_as_stored.view(np.uint8)  # two 8-bit entries in a word
+    table = entries_as_stored[:entries].astype(np.float64)
+    if table.size == 0:
+        raise UnsupportedPixels("a look-up table has no entries")
     # Some devices declare fewer bits than they use: the values themselves are right.
     return table, first, max(bits, int(table.max()).bit_length())
 

@@ -1,46 +1,182 @@
-"""What a model may be shown, and why not."""
+"""What a model may be shown, and why not; which frames of an object."""
+
+import re
+from collections.abc import Iterable
+from datetime import datetime
 
 from pydicom.dataset import Dataset
+from pydicom.uid import UID
 
 from dicomai.study import MANUFACTURER, Accepts
 
 VIEW_NAMES = {"LL": "left lateral", "RL": "right lateral", "LLD": "lateral", "RLD": "lateral"}
+# CID 4010 "DX View" as View Position (0018,5101) says it; SNOMED CT and the retired SRT codes.
+VIEW_CODES = {
+    "272479007": "PA",
+    "R-10214": "PA",
+    "399348003": "AP",
+    "R-10206": "AP",
+    "399173006": "LL",
+    "R-10236": "LL",
+    "399198007": "RL",
+    "R-10232": "RL",
+}
+# CID 4031 as Body Part Examined (0018,0015) says it (PS3.16 annex L).
+REGION_CODES = {
+    "816094009": "CHEST",
+    "51185008": "CHEST",
+    "T-D3000": "CHEST",
+    "39607008": "LUNG",
+    "T-28000": "LUNG",
+}
+YEARS = {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0}
+
+Refusal = tuple[str, str]
 
 
-def why_not(ds: Dataset, accepts: Accepts) -> tuple[str, str] | None:
+def why_not(ds: Dataset, accepts: Accepts) -> Refusal | None:
     """None where the model accepts an image, else a code and the reason in plain words."""
+    return (
+        _not_an_image(ds)
+        or _unlisted(
+            "wrong-modality", "modality", str(ds.get("Modality") or ""), accepts.modalities
+        )
+        or _wrong_sop_class(ds, accepts)
+        or _wrong_kind(ds, accepts)
+        or _unlisted(
+            "wrong-photometric",
+            "photometric interpretation",
+            str(ds.get("PhotometricInterpretation") or ""),
+            accepts.photometric,
+        )
+        or _unlisted("wrong-body-part", "body part", body_part(ds), accepts.body_parts)
+        or _unlisted("wrong-view", "view", view(ds), accepts.views, VIEW_NAMES)
+        or _wrong_age(ds, accepts)
+        or _too_small(ds, accepts)
+    )
+
+
+def _not_an_image(ds: Dataset) -> Refusal | None:
     if ds.get("Manufacturer") == MANUFACTURER:
         return "own-output", "an image that dicomai made itself"
     if "PixelData" not in ds and "FloatPixelData" not in ds and "DoubleFloatPixelData" not in ds:
         return "no-pixels", "the object has no pixel data"
     if not ds.get("Rows") or not ds.get("Columns"):
         return "no-pixels", "the object does not say how many rows and columns it has"
-    modality = str(ds.get("Modality") or "")
-    if modality not in accepts.modalities:
-        return (
-            "wrong-modality",
-            f"modality {modality or 'not stated'}: {_wanted(accepts.modalities)}",
-        )
-    if ds.get("PresentationIntentType") == "FOR PROCESSING":
-        return "for-processing", "raw image (FOR PROCESSING): send the one FOR PRESENTATION"
-    photometric = str(ds.get("PhotometricInterpretation") or "")
-    if photometric not in accepts.photometric:
-        return "wrong-photometric", (
-            f"photometric interpretation {photometric or 'not stated'}: "
-            f"{_wanted(accepts.photometric)}"
-        )
-    body_part = str(ds.get("BodyPartExamined") or "").upper()
-    if body_part not in accepts.body_parts:
-        return (
-            "wrong-body-part",
-            f"body part {body_part or 'not stated'}: {_wanted(accepts.body_parts)}",
-        )
-    view = str(ds.get("ViewPosition") or "").upper()
-    if view not in accepts.views:
-        name = VIEW_NAMES.get(view, view or "not stated")
-        return "wrong-view", f"view {name}: {_wanted(accepts.views)}"
     return None
 
 
-def _wanted(values: tuple[str, ...]) -> str:
-    return "the model accepts " + ", ".join(value for value in values if value)
+def _unlisted(
+    code: str, what: str, found: str, wanted: Iterable[str], names: dict[str, str] | None = None
+) -> Refusal | None:
+    """An empty list accepts everything."""
+    listed = tuple(wanted)
+    if not listed or found in listed:
+        return None
+    name = (names or {}).get(found, found) or "not stated"
+    return code, f"{what} {name}: the model accepts {', '.join(value for value in listed if value)}"
+
+
+def _wrong_sop_class(ds: Dataset, accepts: Accepts) -> Refusal | None:
+    found = str(ds.get("SOPClassUID") or "")
+    if not accepts.sop_classes or found in accepts.sop_classes:
+        return None
+    wanted = ", ".join(UID(uid).name for uid in accepts.sop_classes)
+    return "wrong-sop-class", f"{UID(found).name or 'no SOP Class'}: the model accepts {wanted}"
+
+
+def _wrong_kind(ds: Dataset, accepts: Accepts) -> Refusal | None:
+    intent = str(ds.get("PresentationIntentType") or "")
+    if accepts.presentation_intents and intent not in accepts.presentation_intents:
+        if intent == "FOR PROCESSING":
+            return "for-processing", "raw image (FOR PROCESSING): send the one FOR PRESENTATION"
+        return _unlisted(
+            "wrong-intent", "presentation intent", intent, accepts.presentation_intents
+        )
+    # Image Type (0008,0008), value 3 of CT and MR (PS3.3 C.8.2.1.1.1, C.8.3.1.1.1).
+    if not accepts.localizers and "LOCALIZER" in _values(ds, "ImageType"):
+        return "localizer", "a localizer: it plans other images"
+    return None
+
+
+def _wrong_age(ds: Dataset, accepts: Accepts) -> Refusal | None:
+    youngest, oldest = accepts.age_years
+    if youngest <= 0 and oldest >= 130:
+        return None
+    wanted = f"the model accepts {youngest:g} to {oldest:g} years"
+    age = age_years(ds)
+    if age is None:
+        return "wrong-age", f"age not stated: {wanted}"
+    if age < youngest:
+        return "paediatric" if youngest <= 21 else "wrong-age", f"age {age:.3g} years: {wanted}"
+    return ("wrong-age", f"age {age:.3g} years: {wanted}") if age >= oldest + 1 else None
+
+
+def _too_small(ds: Dataset, accepts: Accepts) -> Refusal | None:
+    try:
+        rows, columns = int(ds.Rows), int(ds.Columns)
+    except (TypeError, ValueError):
+        return "no-pixels", "Rows or Columns is not a number"
+    if min(rows, columns) >= accepts.min_size:
+        return None
+    return (
+        "too-small",
+        f"{rows} x {columns} pixels: the model accepts {accepts.min_size} and more each way",
+    )
+
+
+def view(ds: Dataset) -> str:
+    """View Position, else View Code Sequence, else what Patient Orientation tells, else empty."""
+    stated = str(ds.get("ViewPosition") or "").upper()
+    if stated:
+        return stated
+    code = _code(ds, "ViewCodeSequence", VIEW_CODES)
+    if code:
+        return code
+    # A row that runs between front and back is seen from the side (PS3.3 C.7.6.1.1.1).
+    return "LATERAL" if _values(ds, "PatientOrientation")[0][:1] in {"A", "P"} else ""
+
+
+def body_part(ds: Dataset) -> str:
+    """Body Part Examined, else Anatomic Region Sequence, else empty."""
+    stated = str(ds.get("BodyPartExamined") or "").upper()
+    return stated or _code(ds, "AnatomicRegionSequence", REGION_CODES)
+
+
+def _code(ds: Dataset, keyword: str, names: dict[str, str]) -> str:
+    items = ds.get(keyword)
+    if not isinstance(items, Iterable) or not items:
+        return ""
+    item = next(iter(items))
+    value = str(item.get("CodeValue") or "")
+    return names.get(value, str(item.get("CodeMeaning") or value).upper())
+
+
+def age_years(ds: Dataset) -> float | None:
+    """Patient's Age (0010,1010), else from the dates of birth and study."""
+    stated = re.fullmatch(r"([0-9]{3})([DWMY])", str(ds.get("PatientAge") or "").strip())
+    if stated:
+        return int(stated[1]) / YEARS[stated[2]]
+    try:
+        born = datetime.strptime(str(ds.get("PatientBirthDate") or ""), "%Y%m%d")
+        seen = datetime.strptime(str(ds.get("StudyDate") or ""), "%Y%m%d")
+    except ValueError:
+        return None
+    return (seen - born).days / 365.25
+
+
+def _values(ds: Dataset, keyword: str) -> list[str]:
+    value = ds.get(keyword)
+    if value is None or isinstance(value, str):
+        return str(value or "").upper().split("\\")
+    return [str(part).upper() for part in value] or [""]
+
+
+def frame_numbers(count: int, rule: str) -> range:
+    """Which of count frames, from 1; rule: "all", "middle" or "every N"."""
+    if rule == "all":
+        return range(1, count + 1)
+    if rule == "middle":
+        middle = (count + 1) // 2
+        return range(middle, middle + 1)
+    return range(1, count + 1, int(rule.removeprefix("every ")))

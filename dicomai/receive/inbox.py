@@ -4,28 +4,22 @@ inbox/<Study Instance UID>/<SOP Instance UID>.<digest>.dcm
 """
 
 import hashlib
-import io
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pydicom
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_dataset
+from pydicom.errors import InvalidDicomError
 from pydicom.tag import BaseTag, Tag
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pydicom.uid import UID
 
 from dicomai import durable
 from dicomai.errors import NotDicom
+from dicomai.parse import PARSER_ERRORS, parse_file_head, parse_head, transfer_syntax_uid
 from dicomai.study import MANUFACTURER, Instance
 
-# Bytes are kept as they came, valid or not; a warning would quote values, which may be a patient's.
-pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-
 UID_PATTERN = re.compile(r"[0-9]+(\.[0-9]+)*")
-PIXELS = Tag(0x7FE0, 0x0008)
 WANTED: list[BaseTag | int] = [
     Tag(keyword)
     for keyword in (
@@ -37,19 +31,6 @@ WANTED: list[BaseTag | int] = [
         "NumberOfStudyRelatedInstances",
     )
 ]
-# What pydicom raises for bytes that are no dataset.
-PARSER_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    NotImplementedError,
-    OSError,
-    RuntimeError,  # RecursionError: sequences nested too deep
-    TypeError,
-    ValueError,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,29 +45,15 @@ class Header:
     expected_instances: int | None
 
 
-def parse(dataset: bytes, transfer_syntax_uid: str) -> Header:
+def parse(dataset: bytes, syntax_uid: str) -> Header:
     """Read the identifying attributes of an encoded dataset, no further than the pixels.
 
     Raises NotDicom where one is missing or is no UID (it becomes a file name).
     """
-    syntax = UID(transfer_syntax_uid)
     try:
-        if syntax == DeflatedExplicitVRLittleEndian:
-            dataset = zlib.decompress(dataset, -zlib.MAX_WBITS)
-        ds = read_dataset(
-            io.BytesIO(dataset),
-            is_implicit_VR=syntax.is_implicit_VR,
-            is_little_endian=syntax.is_little_endian,
-            stop_when=_at_pixels,
-            specific_tags=WANTED,
-        )
-        return _header(ds)
+        return _header(parse_head(dataset, UID(syntax_uid), WANTED))
     except PARSER_ERRORS as error:
         raise NotDicom(f"cannot be parsed as DICOM ({type(error).__name__})") from error
-
-
-def _at_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
-    return bool(tag >= PIXELS)
 
 
 def _header(ds: Dataset) -> Header:
@@ -142,11 +109,11 @@ def read_file(path: Path) -> tuple[Header, Instance, int]:
     """A DICOM file from disk with its size. Raises NotDicom where it is none, or broken."""
     data = path.read_bytes()
     try:
-        ds = pydicom.dcmread(io.BytesIO(data), specific_tags=WANTED, stop_before_pixels=True)
+        ds = parse_file_head(path, data, WANTED)
         header = _header(ds)
-        syntax = str(ds.file_meta.get("TransferSyntaxUID", ""))
+        syntax = transfer_syntax_uid(ds)
         length = int(ds.file_meta.get("FileMetaInformationGroupLength", 0))
-    except pydicom.errors.InvalidDicomError as error:
+    except InvalidDicomError as error:
         raise NotDicom("not a DICOM file: it has no DICM prefix") from error
     except PARSER_ERRORS as error:
         raise NotDicom(f"cannot be parsed as DICOM ({type(error).__name__})") from error

@@ -20,12 +20,13 @@ def colours(heat: Float32) -> UInt8:
 
 
 def blend(display: UInt8, heat: Float32) -> UInt8:
-    """display (rows, columns), heat 0 to 1 of the same shape; returns RGB (rows, columns, 3)."""
+    """display (rows, columns) or RGB, heat (rows, columns) of 0 to 1; returns RGB."""
     # Interpolated weights over three 8-bit channels: OpenCV does this without float64 copies.
     weight = cv2.merge([np.clip(heat, 0, 1) * STRENGTH] * 3)
-    grey = cv2.cvtColor(display, cv2.COLOR_GRAY2RGB).astype(np.float32)
+    image = display if display.ndim == 3 else cv2.cvtColor(display, cv2.COLOR_GRAY2RGB)
+    source = image.astype(np.float32)
     colour = colours(heat).astype(np.float32)
-    mixed = grey + (colour - grey) * weight
+    mixed = source + (colour - source) * weight
     return np.rint(mixed).astype(np.uint8)
 
 

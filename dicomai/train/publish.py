@@ -36,12 +36,18 @@ channels = {channels}
 activation = "sigmoid"
 sha256 = "{sha256}"
 
-# An empty string accepts images that do not state it.
+# An empty list accepts everything; an empty string accepts images that do not say.
 [accepts]
 modalities = ["CR", "DX"]
+sop_classes = []
 body_parts = ["CHEST", "THORAX", "LUNG", ""]
 views = ["PA", "AP", ""]
 photometric = ["MONOCHROME1", "MONOCHROME2"]
+presentation_intents = ["FOR PRESENTATION", ""]
+localizers = false
+age_years = [0, 130]
+min_size = 100
+frames = "all"
 
 [preprocessing]
 size = {size}

@@ -1,0 +1,186 @@
+"""Encoded datasets: bounded, and right where pydicom is not.
+
+Bytes are kept as they came, valid or not, so nothing here validates values.
+"""
+
+import io
+import zlib
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import pydicom
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_dataset, read_file_meta_info, read_sequence
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from dicomai.errors import TooLarge
+
+# A warning would quote values, which may be a patient's.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+
+# What pydicom raises for bytes that are no dataset.
+PARSER_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,  # RecursionError: sequences nested too deep
+    TypeError,
+    ValueError,
+    zlib.error,
+)
+PIXELS = Tag(0x7FE0, 0x0008)
+# Where a deflated dataset keeps its identifying attributes.
+HEAD_BYTES = 16 << 20
+# What pydicom inflates without bounds, and what it reads wrongly.
+BY_HAND = {DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian}
+UNDEFINED_LENGTH = 0xFFFFFFFF
+LONG_HEADER = 12  # tag, VR, two reserved bytes, length (PS3.5 7.1.2)
+
+StopWhen = Callable[[BaseTag, str | None, int], bool]
+
+
+def parse(
+    data: bytes, syntax: UID, stop_when: StopWhen | None = None, tags: Collection[int] = ()
+) -> Dataset:
+    """Parse an encoded dataset; raises one of PARSER_ERRORS.
+
+    stop_when: (tag, VR, length) before which to end; tags: what to keep, everything if empty
+    """
+    file = io.BytesIO(data)
+    wanted: list[BaseTag | int] | None = [Tag(tag) for tag in tags] or None
+    if syntax != ExplicitVRBigEndian:
+        return read_dataset(
+            file,
+            syntax.is_implicit_VR,
+            syntax.is_little_endian,
+            stop_when=stop_when,
+            specific_tags=wanted,
+        )
+    return _parse_big_endian(file, stop_when, wanted)
+
+
+def _parse_big_endian(
+    file: io.BytesIO, stop_when: StopWhen | None, wanted: list[BaseTag | int] | None
+) -> Dataset:
+    """VR UN of undefined length is a sequence in Implicit VR Little Endian, whatever the dataset
+    is in (PS3.5 6.2.2); pydicom 3.0 goes on in big endian and loses its way.
+    """
+    found = Dataset()
+    while True:
+        sequence: list[BaseTag] = []
+
+        def at_sequence(
+            tag: BaseTag, vr: str | None, length: int, sequence: list[BaseTag] = sequence
+        ) -> bool:
+            if vr == "UN" and length == UNDEFINED_LENGTH:
+                sequence.append(tag)
+            return bool(sequence) or (stop_when is not None and stop_when(tag, vr, length))
+
+        part = read_dataset(file, False, False, stop_when=at_sequence, specific_tags=wanted)
+        found.update(part)
+        found.set_original_encoding(False, False)
+        if not sequence:
+            return found
+        file.seek(LONG_HEADER, io.SEEK_CUR)
+        items = read_sequence(file, True, True, UNDEFINED_LENGTH, "iso8859")
+        if wanted is None or sequence[0] in wanted:
+            found.add_new(sequence[0], "SQ", items)
+
+
+def parse_head(data: bytes, syntax: UID, tags: Collection[int]) -> Dataset:
+    """The elements named by tags of an encoded dataset, no further than the pixels.
+
+    Raises one of PARSER_ERRORS. Of a deflated dataset no more is inflated than a header needs.
+    """
+    if syntax == DeflatedExplicitVRLittleEndian:
+        data = inflate(data, HEAD_BYTES)
+    return parse(data, syntax, _at_pixels, tags)
+
+
+def _at_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+    return bool(tag >= PIXELS)
+
+
+def inflate(data: bytes, limit: int) -> bytes:
+    """At most limit bytes of a deflated dataset: it may be a thousand times its size (RFC 1951)."""
+    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, limit)
+
+
+def parse_file(path: Path, data: bytes, max_bytes: int) -> Dataset:
+    """Parse a DICOM file that has been read, also one without preamble or file meta information.
+
+    max_bytes: what a deflated dataset may become. Raises TooLarge for more, InvalidDicomError where
+    it is no DICOM file, or one of PARSER_ERRORS.
+    """
+    meta = _file_meta(path)
+    if meta is None:
+        return _parse_bare(data)
+    syntax = UID(str(meta.get("TransferSyntaxUID") or ""))
+    if syntax not in BY_HAND:
+        return pydicom.dcmread(io.BytesIO(data))
+    dataset = _after_meta(data, meta)
+    if syntax == DeflatedExplicitVRLittleEndian:
+        dataset = inflate(dataset, max_bytes + 1)
+        if len(dataset) > max_bytes:
+            raise TooLarge(
+                f"the deflated dataset holds more than {max_bytes} bytes (prepare.max_megabytes)"
+            )
+    ds = parse(dataset, syntax)
+    ds.file_meta = meta
+    return ds
+
+
+def parse_file_head(path: Path, data: bytes, tags: Collection[int]) -> Dataset:
+    """The same for the elements named by tags, no further than the pixels."""
+    meta = _file_meta(path)
+    if meta is None:
+        return _parse_bare(data, tags)
+    syntax = UID(str(meta.get("TransferSyntaxUID") or ""))
+    if syntax not in BY_HAND:
+        return pydicom.dcmread(io.BytesIO(data), specific_tags=[*tags], stop_before_pixels=True)
+    ds = parse_head(_after_meta(data, meta), syntax, tags)
+    ds.file_meta = meta
+    return ds
+
+
+def _file_meta(path: Path) -> FileMetaDataset | None:
+    try:
+        return read_file_meta_info(path)
+    except InvalidDicomError:
+        return None
+
+
+def _parse_bare(data: bytes, tags: Collection[int] = ()) -> Dataset:
+    """A dataset alone, as old modalities write it to disk."""
+    ds = pydicom.dcmread(io.BytesIO(data), force=True, specific_tags=[*tags] or None)
+    if "SOPClassUID" not in ds:  # what comes out of any other file
+        raise InvalidDicomError("it has no DICM prefix")
+    return ds
+
+
+def _after_meta(data: bytes, meta: FileMetaDataset) -> bytes:
+    # Preamble, prefix, the group length's own element, and what it counts (PS3.10 7.1).
+    return data[128 + 4 + 12 + int(meta.FileMetaInformationGroupLength) :]
+
+
+def transfer_syntax_uid(ds: Dataset) -> str:
+    """The file's own; what the parser found where the file does not say."""
+    meta = getattr(ds, "file_meta", None)
+    stated = str(meta.get("TransferSyntaxUID") or "") if meta is not None else ""
+    if stated:
+        return stated
+    implicit, little = ds.original_encoding
+    if implicit:
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if little else ExplicitVRBigEndian

@@ -1,0 +1,117 @@
+"""One stored object: read, select, decode, show, fit. What a decoding process does."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from pydicom.dataset import Dataset
+
+from dicomai import durable
+from dicomai.errors import NotAccepted, UnsupportedPixels
+from dicomai.prepare import geometry, pixels, select
+from dicomai.prepare.decoders import Frames
+from dicomai.study import Float32, Frame, Instance, Limits, Model, Preprocessing, UInt8, UInt16
+
+FUNCTIONAL_GROUPS = 0x5200  # and what comes after them: waveforms, overlays, pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """One frame of a file on disk as PNG, or why there is none."""
+
+    number: int
+    path: Path | None
+    reason: str | None
+
+
+def prepare(instance: Instance, model: Model, limits: Limits) -> Iterator[Dataset | Frame]:
+    """The header without what describes frames and pixels, then each frame the model wants.
+
+    Raises Rejected with the reason where the model does not accept the image, or it cannot be
+    shown; an image that fails in one frame fails.
+    """
+    ds = pixels.read(instance.path, limits)
+    refusal = select.why_not(ds, model.accepts)
+    if refusal is not None:
+        raise NotAccepted(refusal[1], refusal[0])
+    frames = Frames(ds, limits)
+    yield header_of(ds, frames.count)
+    for number in select.frame_numbers(frames.count, model.accepts.frames):
+        shown = show(ds, frames, number)
+        rows, columns = shown.shape[:2]
+        box = geometry.fit(rows, columns, model.preprocessing.size)
+        square = geometry.letterbox(shown, box)
+        pixel_input = normalize(square, model.preprocessing, model.channels)
+        yield Frame(instance, number, pixel_input, to_8_bits(shown), box)
+
+
+def header_of(ds: Dataset, frame_count: int) -> Dataset:
+    """What results inherit; elements that cannot be read are left out."""
+    header = Dataset()
+    for tag in ds.keys():  # noqa: SIM118 - iterating the dataset itself would read the elements
+        if tag.group < FUNCTIONAL_GROUPS:
+            with contextlib.suppress(*pixels.DECODER_ERRORS):
+                header[tag] = ds[tag]
+    if "NumberOfFrames" in header:
+        header.NumberOfFrames = frame_count
+    return header
+
+
+def render(file: Path, out: Path, limits: Limits) -> Iterator[Rendered]:
+    """Write every frame's display image as out.N.png (8 bits, full size), N from 1.
+
+    out: a path without suffix. Raises Rejected where there is no frame at all.
+    """
+    ds = pixels.read(file, limits)
+    frames = Frames(ds, limits)
+    for number in range(1, frames.count + 1):
+        try:
+            shown = to_8_bits(show(ds, frames, number))
+        except UnsupportedPixels as error:
+            yield Rendered(number, None, str(error))
+            continue
+        picture = cv2.cvtColor(shown, cv2.COLOR_RGB2BGR) if shown.ndim == 3 else shown
+        path = out.with_name(f"{out.name}.{number}.png")
+        durable.write(path, [cv2.imencode(".png", picture)[1].data])
+        yield Rendered(number, path, None)
+
+
+def show(ds: Dataset, frames: Frames, number: int) -> UInt16:
+    """Frame number as displayed, see pixels.display(). Raises UnsupportedPixels."""
+    try:
+        return pixels.display(ds, number, frames.decode(number))
+    except UnsupportedPixels:
+        raise
+    except MemoryError:
+        raise UnsupportedPixels(
+            "needs more memory than a decoding process may have (prepare.memory_megabytes)",
+            "too-large",
+        ) from None
+    except pixels.DECODER_ERRORS as error:
+        where = f"frame {number} of {frames.count}: " if frames.count > 1 else ""
+        raise UnsupportedPixels(
+            f"{where}the pixel data cannot be decoded: {pixels.words(error)}"
+        ) from error
+
+
+def to_8_bits(shown: UInt16) -> UInt8:
+    """0 to 65535 as 0 to 255, rounded."""
+    return np.asarray(cv2.convertScaleAbs(shown, alpha=255 / pixels.WHITE), np.uint8)
+
+
+def normalize(square: Float32, how: Preprocessing, channels: int) -> Float32:
+    """(size, size[, 3]) of 0 to 1 as the network's input (channels, size, size).
+
+    A grey image goes into every channel; of a colour image a network of one channel gets the
+    luminance (ITU-R BT.601, which YBR_FULL is made of).
+    """
+    if square.ndim == 3 and channels == 1:
+        square = np.asarray(cv2.cvtColor(square, cv2.COLOR_RGB2GRAY), np.float32)
+    planes = square.transpose(2, 0, 1) if square.ndim == 3 else np.repeat(square[None], channels, 0)
+    low, high = how.value_range
+    mean = np.array(how.mean, np.float32)[:, None, None]
+    std = np.array(how.std, np.float32)[:, None, None]
+    return ((planes * np.float32(high - low) + np.float32(low) - mean) / std).astype(np.float32)

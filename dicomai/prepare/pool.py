@@ -1,0 +1,189 @@
+"""Decoding processes: an image that crashes, hangs or floods its decoder costs that image.
+
+    parent                         child: python -m dicomai.prepare.pool FD BYTES
+    (function, arguments)   ->
+                            <-     ("item", what the generator yields) ... ("end",)
+                                   or ("rejected", code, reason), ("disk", error number, words)
+
+Children are started when they are needed and again when they have died. They never import torch.
+"""
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from typing import Any
+
+import cv2
+
+from dicomai.errors import Rejected, UnsupportedPixels
+
+MEGABYTE = 1 << 20
+PR_SET_PDEATHSIG = 1
+
+Work = Callable[..., Iterator[Any]]
+
+
+class Pool:
+    """workers processes; each piece of work is done by one of them, several at a time."""
+
+    def __init__(self, workers: int, timeout_seconds: float, memory_megabytes: int) -> None:
+        """timeout_seconds: for each item that a piece of work yields."""
+        self._timeout_seconds = timeout_seconds
+        self._memory_megabytes = memory_megabytes
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._mine = threading.local()
+        self._children: weakref.WeakSet[_Child] = weakref.WeakSet()
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes, whatever they are doing."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for child in list(self._children):
+            child.kill()
+        self._threads.shutdown()
+        for child in list(self._children):
+            child.end()
+
+    def map(self, work: Work, calls: Iterable[tuple[Any, ...]]) -> Iterator[list[Any] | Rejected]:
+        """Do work(*call) for every call, in order: what it yields, or why it was refused.
+
+        Raises OSError where the disk failed.
+        """
+        return self._threads.map(lambda call: self._try(work, call), calls)
+
+    def _try(self, work: Work, call: tuple[Any, ...]) -> list[Any] | Rejected:
+        try:
+            return self._run(work, call)
+        except Rejected as error:
+            return error
+
+    def _run(self, work: Work, call: tuple[Any, ...]) -> list[Any]:
+        child = getattr(self._mine, "child", None)
+        if child is None:
+            child = self._mine.child = _Child(self._memory_megabytes)
+            self._children.add(child)
+        try:
+            return child.run(work, call, self._timeout_seconds)
+        except (EOFError, ConnectionError):
+            code = child.end()
+            self._mine.child = None
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            raise UnsupportedPixels(f"the decoder crashed ({how})", "decoder-crashed") from None
+        except TimeoutError:
+            child.end()
+            self._mine.child = None
+            raise UnsupportedPixels(
+                f"the decoder was stopped after {self._timeout_seconds:g} seconds "
+                "(prepare.timeout_seconds)",
+                "decoder-hung",
+            ) from None
+
+
+class _Child:
+    """One decoding process and the socket to it."""
+
+    def __init__(self, memory_megabytes: int) -> None:
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "dicomai.prepare.pool"]
+        with theirs:
+            self._process = subprocess.Popen(
+                [*command, str(theirs.fileno()), str(memory_megabytes * MEGABYTE)],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+            )
+        self._connection = Connection(ours.detach())
+
+    def run(self, work: Work, call: tuple[Any, ...], timeout_seconds: float) -> list[Any]:
+        self._connection.send((work, call))
+        items = []
+        while True:
+            if not self._connection.poll(timeout_seconds):
+                raise TimeoutError
+            answer = self._connection.recv()
+            match answer:
+                case ("item", item):
+                    items.append(item)
+                case ("end",):
+                    return items
+                case ("rejected", code, reason):
+                    raise UnsupportedPixels(reason, code)
+                case ("disk", number, reason):
+                    raise OSError(number, reason)
+
+    def kill(self) -> None:
+        """Whoever waits for it is told so."""
+        self._process.kill()
+
+    def end(self) -> int:
+        """Kill it and close the socket; its exit code, negative for a signal."""
+        code = self._process.poll()
+        if code is None:
+            # What closed its end is about to have an exit code of its own.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = self._process.wait(0.2)
+        self._process.kill()
+        self._process.wait()
+        self._connection.close()
+        return self._process.returncode if code is None else code
+
+
+def _serve(connection: Connection) -> None:
+    """The child: do what is asked until the parent goes."""
+    while True:
+        try:
+            work, call = connection.recv()
+        except EOFError:
+            return
+        connection.send(_answer(connection, work, call))
+
+
+def _answer(connection: Connection, work: Work, call: tuple[Any, ...]) -> tuple[Any, ...]:
+    try:
+        for item in work(*call):
+            connection.send(("item", item))
+    except Rejected as error:
+        return "rejected", error.code, str(error)
+    except MemoryError:
+        return (
+            "rejected",
+            "too-large",
+            "needs more memory than a decoding process may have (prepare.memory_megabytes)",
+        )
+    except OSError as error:
+        return "disk", error.errno or 0, str(error)
+    except Exception as error:  # noqa: BLE001 - whatever a damaged image provokes costs this image
+        return "rejected", "undecodable", f"cannot be prepared: {type(error).__name__}"
+    return ("end",)
+
+
+def main() -> None:
+    """Entry point of the child."""
+    descriptor, memory = int(sys.argv[1]), int(sys.argv[2])
+    # A terminal's Ctrl-C goes to the whole group; the parent decides when this ends. A parent that
+    # is killed cannot; then the kernel does (prctl(2)).
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    cv2.setNumThreads(1)  # the processes are the parallelism
+    os.nice(1)  # receiving goes first
+    _serve(Connection(descriptor))
+
+
+if __name__ == "__main__":
+    main()
