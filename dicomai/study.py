@@ -13,7 +13,6 @@ MANUFACTURER = "dicomai"
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
-UInt16 = NDArray[np.uint16]
 
 
 @dataclass(frozen=True, slots=True)

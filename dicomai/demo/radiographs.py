@@ -128,7 +128,7 @@ def _acquisition(ds: Dataset, radiograph: Radiograph) -> None:
     region.CodeMeaning = "Chest"
     ds.AnatomicRegionSequence = [region]
     view = Dataset()
-    code = {"PA": "399348003", "AP": "399061008"}[radiograph.view]
+    code = {"PA": "272479007", "AP": "399348003"}[radiograph.view]
     view.CodeValue, view.CodingSchemeDesignator = code, "SCT"
     view.CodeMeaning = {"PA": "postero-anterior", "AP": "antero-posterior"}[radiograph.view]
     view.ViewModifierCodeSequence = []

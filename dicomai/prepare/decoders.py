@@ -373,10 +373,10 @@ def jpeg_2000_header(stream: bytes) -> Header:
     return Header(size_y - from_y, size_x - from_x, components, (stream[start + 42] & 0x7F) + 1)
 
 
-# The fastest that is right on every file of the test set; measured on 2500 x 2048 pixels of 12
-# bits, one core, beside what pydicom knows: JPEG Lossless 35 ms (pylibjpeg 172), JPEG-LS 79 (pyjpegls
-# 191, pylibjpeg 482), HTJ2K 25 (OpenJPEG 57), JPEG 2000 459 (the same library in both). And it is
-# the only one that decodes JPEG Extended of 12 bits from every sender.
+# The fastest that is right on every file of the test set, measured on 2500 x 2048 pixels of 12 bits
+# on one core beside what pydicom knows: JPEG Lossless 35 ms (pylibjpeg 172), JPEG-LS 79 (pyjpegls
+# 191, pylibjpeg 482), HTJ2K 25 (OpenJPEG 57), JPEG 2000 459 (the same library in both). Of JPEG
+# Extended, the others do not decode what has the spectral selection of a progressive scan.
 _TURBO = "imagecodecs (libjpeg-turbo)"
 _OPENJPEG = "imagecodecs (OpenJPEG)"
 _OPENJPH = "imagecodecs (OpenJPH)"

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from dicomai.study import Float32, Letterbox, UInt16
+from dicomai.study import Float32, Letterbox
 
 
 def fit(rows: int, columns: int, size: int) -> Letterbox:
@@ -14,28 +14,38 @@ def fit(rows: int, columns: int, size: int) -> Letterbox:
     return Letterbox(rows, columns, size, (size - height) // 2, (size - width) // 2, height, width)
 
 
-def letterbox(image: UInt16, box: Letterbox) -> Float32:
-    """Resize (rows, columns[, 3]) of 0 to 65535 into (size, size[, 3]) of 0 to 1.
+def letterbox(image: Float32, box: Letterbox) -> Float32:
+    """Resize (rows, columns[, 3]) into (size, size[, 3]); what lies outside the image is 0 (black).
 
-    What lies outside the image is 0 (black). Shrinks by area, so that every source pixel counts;
-    enlarges linearly.
+    Shrinks by area, so that every source pixel counts; enlarges linearly.
     """
     square = np.zeros((box.size, box.size, *image.shape[2:]), np.float32)
-    inner = _resize(image, box).astype(np.float32) / np.float32(65535)
+    method = cv2.INTER_LINEAR
+    if box.height < box.rows or box.width < box.columns:
+        image, method = _shrink_rows(image, box.height), cv2.INTER_AREA
+    inner = cv2.resize(image, (box.width, box.height), interpolation=method)
     square[box.top : box.top + box.height, box.left : box.left + box.width] = inner
     return square
 
 
-def _resize(image: UInt16, box: Letterbox) -> UInt16:
-    if box.height >= box.rows and box.width >= box.columns:
-        return _scaled(image, box.width, box.height, cv2.INTER_LINEAR)
-    # An area is a share of rows times a share of columns: rows first is the same and twice as fast.
-    narrow = _scaled(image, box.columns, box.height, cv2.INTER_AREA)
-    return _scaled(narrow, box.width, box.height, cv2.INTER_AREA)
+def _shrink_rows(image: Float32, height: int) -> Float32:
+    """(rows, ...) to (height, ...) by area: what cv2.resize does for rows, four times as fast.
 
-
-def _scaled(image: UInt16, width: int, height: int, method: int) -> UInt16:
-    return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint16)
+    An area is a share of rows times a share of columns, so rows may go first.
+    """
+    rows = len(image)
+    flat = np.ascontiguousarray(image).reshape(rows, -1)
+    edges = np.arange(height + 1) * (rows / height)
+    first = edges[:-1].astype(np.intp)
+    last = np.minimum(np.ceil(edges[1:] - 1e-9).astype(np.intp), rows)
+    sums = np.empty((height, flat.shape[1]), np.float32)
+    for i in range(height):
+        cv2.reduce(flat[first[i] : last[i]], 0, cv2.REDUCE_SUM, dst=sums[i : i + 1])
+    # The first and the last row of each sum count for the part that lies inside.
+    sums -= (edges[:-1] - first).astype(np.float32)[:, None] * flat[first]
+    sums -= (last - edges[1:]).astype(np.float32)[:, None] * flat[last - 1]
+    sums *= np.float32(height / rows)
+    return sums.reshape(height, *image.shape[1:])
 
 
 def spread(cells: Float32, box: Letterbox) -> Float32:

@@ -13,7 +13,7 @@ from dicomai import durable
 from dicomai.errors import NotAccepted, UnsupportedPixels
 from dicomai.prepare import geometry, pixels, select
 from dicomai.prepare.decoders import Frames
-from dicomai.study import Float32, Frame, Instance, Limits, Model, Preprocessing, UInt8, UInt16
+from dicomai.study import Float32, Frame, Instance, Limits, Model, Preprocessing, UInt8
 
 FUNCTIONAL_GROUPS = 0x5200  # and what comes after them: waveforms, overlays, pixels
 
@@ -79,7 +79,7 @@ def render(file: Path, out: Path, limits: Limits) -> Iterator[Rendered]:
         yield Rendered(number, path, None)
 
 
-def show(ds: Dataset, frames: Frames, number: int) -> UInt16:
+def show(ds: Dataset, frames: Frames, number: int) -> Float32:
     """Frame number as displayed, see pixels.display(). Raises UnsupportedPixels."""
     try:
         return pixels.display(ds, number, frames.decode(number))
@@ -97,9 +97,9 @@ def show(ds: Dataset, frames: Frames, number: int) -> UInt16:
         ) from error
 
 
-def to_8_bits(shown: UInt16) -> UInt8:
-    """0 to 65535 as 0 to 255, rounded."""
-    return np.asarray(cv2.convertScaleAbs(shown, alpha=255 / pixels.WHITE), np.uint8)
+def to_8_bits(shown: Float32) -> UInt8:
+    """0 to 1 as 0 to 255, rounded."""
+    return np.asarray(cv2.convertScaleAbs(shown, alpha=255), np.uint8)
 
 
 def normalize(square: Float32, how: Preprocessing, channels: int) -> Float32:

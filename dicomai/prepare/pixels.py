@@ -20,17 +20,19 @@ from pydicom.pixels.processing import apply_color_lut
 from dicomai.errors import NotDicom, TooLarge, UnsupportedPixels
 from dicomai.parse import PARSER_ERRORS, parse_file
 from dicomai.prepare.decoders import Stored
-from dicomai.study import Limits, UInt16
+from dicomai.study import Float32, Limits
 
 Float64 = NDArray[np.float64]
 Array = NDArray[Any]
 Step = Callable[[Float64], Float64]
 
-WHITE = 65535
 MODALITY = ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept")
 VOI = ("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction")
 # Functional group macro: what it says instead of the object (PS3.3 C.7.6.16.2.9, C.7.6.16.2.10).
 MACROS = {"PixelValueTransformationSequence": MODALITY, "FrameVOILUTSequence": VOI}
+
+# Float Pixel Data have padding of their own (PS3.3 C.7.6.24, C.7.6.25).
+PADDING = {"f4": "FloatPixel", "f8": "DoubleFloatPixel"}
 
 # What pydicom, the decoders and numpy raise for damaged or unknown data.
 DECODER_ERRORS = (*PARSER_ERRORS, cv2.error)
@@ -65,8 +67,8 @@ def words(error: BaseException) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
-def display(ds: Dataset, number: int, stored: Stored) -> UInt16:
-    """Frame number (from 1) as displayed: 0 is black, 65535 is white.
+def display(ds: Dataset, number: int, stored: Stored) -> Float32:
+    """Frame number (from 1) as displayed: 0 is black, 1 is white.
 
     Returns (rows, columns) for grey images, (rows, columns, 3) in RGB for colour images.
     Raises UnsupportedPixels for what has no display.
@@ -81,19 +83,15 @@ def display(ds: Dataset, number: int, stored: Stored) -> UInt16:
     return _grey(of_frame(ds, number), stored)
 
 
-def _look_up(stored: Stored, show: Step) -> UInt16:
+def _look_up(stored: Stored, show: Step) -> Float32:
     """show() of every cell; where they are few, of every possible one instead."""
     cells = stored.cells
     if cells.dtype.kind == "f" or cells.dtype.itemsize > 2:
-        return _levels(show(values_of(cells, stored)))
+        return show(values_of(cells, stored)).astype(np.float32)
     cells = np.ascontiguousarray(cells).view(f"u{cells.dtype.itemsize}")
     every = np.arange(1 << 8 * cells.dtype.itemsize, dtype=cells.dtype)
-    table = _levels(show(values_of(every, stored)))
-    return np.asarray(cv2.LUT(cells, table.reshape(1, -1)), np.uint16)
-
-
-def _levels(shown: Float64) -> UInt16:
-    return np.rint(shown * WHITE).astype(np.uint16)
+    table = show(values_of(every, stored)).astype(np.float32)
+    return np.asarray(cv2.LUT(cells, table.reshape(1, -1)), np.float32)
 
 
 def values_of(cells: Array, stored: Stored) -> Float64:
@@ -116,7 +114,7 @@ def _scale_to_white(stored: Stored) -> Step:
     return lambda values: np.clip(values / white, 0, 1)
 
 
-def _palette(ds: Dataset, stored: Stored) -> UInt16:
+def _palette(ds: Dataset, stored: Stored) -> Float32:
     """PALETTE COLOR through its three LUTs, segmented ones too (PS3.3 C.7.9)."""
     cells = np.ascontiguousarray(stored.cells)
     if cells.dtype.kind == "f" or cells.dtype.itemsize > 2:
@@ -128,7 +126,7 @@ def _palette(ds: Dataset, stored: Stored) -> UInt16:
     declared = int(ds.RedPaletteColorLookupTableDescriptor[2])
     # Some devices declare 16 bits and fill 8: the values themselves are right.
     white = 255 if bits == 16 and declared == 16 and colours.max() < 256 else (1 << bits) - 1
-    table = np.rint(colours * (WHITE / white)).astype(np.uint16)
+    table = (colours / white).astype(np.float32)
     return np.asarray(table[cells])
 
 
@@ -143,8 +141,8 @@ def of_frame(ds: Dataset, number: int) -> Dataset:
     found = Dataset()
     for keyword in (
         "PhotometricInterpretation",
-        "PixelPaddingValue",
-        "PixelPaddingRangeLimit",
+        *(f"{kind}PaddingValue" for kind in ("Pixel", *PADDING.values())),
+        *(f"{kind}PaddingRangeLimit" for kind in ("Pixel", *PADDING.values())),
         *MODALITY,
         *VOI,
     ):
@@ -169,7 +167,7 @@ def _functional_groups(ds: Dataset, number: int) -> list[Dataset]:
     return [*shared[:1], *per_frame[number - 1 : number]]
 
 
-def _grey(ds: Dataset, stored: Stored) -> UInt16:
+def _grey(ds: Dataset, stored: Stored) -> Float32:
     if stored.cells.dtype.kind == "f" and not np.isfinite(stored.cells).all():
         raise UnsupportedPixels("the pixel data hold values that are no numbers")
     padding = _padding(ds, stored)
@@ -213,14 +211,14 @@ def _own_range(values: Float64) -> Step:
 
 
 def _padding(ds: Dataset, stored: Stored) -> tuple[float, float] | None:
-    """Stored values that are padding: (0028,0120) to (0028,0121)."""
-    value = ds.get("PixelPaddingValue")
-    if value is None or value == "" or stored.cells.dtype.kind == "f":
+    """Stored values that are padding, from Pixel Padding Value to Pixel Padding Range Limit."""
+    kind = PADDING.get(stored.cells.dtype.str[1:], "Pixel")
+    value, limit = ds.get(f"{kind}PaddingValue"), ds.get(f"{kind}PaddingRangeLimit")
+    if value is None or value == "":
         return None
-    limit = ds.get("PixelPaddingRangeLimit")
-    limit = value if limit is None or limit == "" else limit
-    ends = [_signed(stored, int(end)) for end in (value, limit)]
-    return float(min(ends)), float(max(ends))
+    ends = [value, value if limit is None or limit == "" else limit]
+    values = [float(end) if kind != "Pixel" else _signed(stored, int(end)) for end in ends]
+    return float(min(values)), float(max(values))
 
 
 def _signed(stored: Stored, value: int) -> int:
