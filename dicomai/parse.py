@@ -60,13 +60,9 @@ def parse(
     file = io.BytesIO(data)
     wanted: list[BaseTag | int] | None = [Tag(tag) for tag in tags] or None
     if syntax != ExplicitVRBigEndian:
-        return read_dataset(
-            file,
-            syntax.is_implicit_VR,
-            syntax.is_little_endian,
-            stop_when=stop_when,
-            specific_tags=wanted,
-        )
+        # Whatever else it is called, it is Explicit VR Little Endian (PS3.5 annex A).
+        implicit = syntax == ImplicitVRLittleEndian
+        return read_dataset(file, implicit, True, stop_when=stop_when, specific_tags=wanted)
     return _parse_big_endian(file, stop_when, wanted)
 
 

@@ -74,8 +74,11 @@ class Daemon:
 
     def processes(self) -> list[int]:
         """Its process ids, the parent first."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [self.process.pid, *map(int, children.split())]
+        found = [self.process.pid]
+        for pid in found:  # which grows
+            for task in Path(f"/proc/{pid}/task").glob("*/children"):
+                found += map(int, task.read_text().split())
+        return found
 
 
 @contextmanager

@@ -26,7 +26,8 @@ from dicomai.infer import package
 from dicomai.infer.engine import Engine
 from dicomai.receive.inbox import read_file
 from dicomai.report.sr import Predecessor
-from dicomai.settings import shipped
+from dicomai.roles import decoding_pool, preparer
+from dicomai.settings import Settings, shipped
 from dicomai.study import Analysis, Float32, Study
 
 NOW = datetime(2026, 3, 29, 0, 30, tzinfo=UTC)
@@ -35,11 +36,14 @@ JAPANESE = ["", "ISO 2022 IR 87"]
 
 
 @pytest.fixture(scope="module")
-def scorer() -> Scorer:
+def scorer() -> Iterator[Scorer]:
     """The shipped model on the processor."""
     model = package.read(shipped("config/models/chest-starter/1"))
     engine = Engine(model, "cpu")
-    return Scorer(model, engine.name, engine.biases, engine.score)
+    settings = Settings()
+    with decoding_pool(settings) as pool:
+        prepare = preparer(settings, pool, model)
+        yield Scorer(model, prepare, engine.name, engine.biases, engine.score)
 
 
 def study_of(folder: Path, datasets: list[Dataset]) -> Study:

@@ -39,7 +39,6 @@ def code(ds: Dataset, accepts: Accepts = CHEST) -> str | None:
         ({"ViewPosition": "LL"}, "wrong-view"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
         ({"Rows": 64, "Columns": 64}, "too-small"),
-        ({"Rows": "many"}, "no-pixels"),
     ],
 )
 def test_each_refusal_has_its_code(attributes: dict[str, Any], expected: str) -> None:
@@ -129,13 +128,13 @@ def test_view_and_region_may_be_coded_or_follow_from_the_orientation(
             "paediatric",
         ),
         ({"PatientAge": None, "PatientBirthDate": "19500101", "StudyDate": "20260101"}, None),
-        ({"PatientAge": "old", "PatientBirthDate": ""}, "wrong-age"),
+        ({"PatientAge": "", "PatientBirthDate": ""}, "wrong-age"),
     ],
 )
 def test_a_model_for_adults_refuses_children_and_who_has_no_age(
     attributes: dict[str, Any], expected: str | None
 ) -> None:
-    ds = make.chest_radiograph(StudyDate="20261121", **attributes)
+    ds = make.chest_radiograph(**{"StudyDate": "20260101", **attributes})
     assert code(ds, ADULTS) == expected
 
 

@@ -14,13 +14,15 @@ import pytest
 from numpy.typing import NDArray
 from peers import shared
 
-from dicomai.analyze import read_frames
 from dicomai.demo.radiographs import set_pixels
 from dicomai.errors import Misuse
 from dicomai.infer import package
 from dicomai.infer.engine import Engine
+from dicomai.prepare import image
 from dicomai.receive.inbox import read_file
-from dicomai.settings import shipped
+from dicomai.roles import limits
+from dicomai.settings import Settings, shipped
+from dicomai.study import Frame
 from dicomai.train.dataset import load_images, read_samples
 from dicomai.train.evaluate import auc, auc_interval, sensitivity_specificity, youden_by_source
 from dicomai.train.loop import score
@@ -272,11 +274,13 @@ def test_the_daemon_scores_as_training_measured(tmp_path: Path) -> None:
     frames = []
     for sample in chosen:
         ds = make.chest_radiograph()
-        image = cv2.imread(str(sample.path), cv2.IMREAD_GRAYSCALE)
-        assert image is not None
-        set_pixels(ds, image.astype(np.uint8), bits_stored=8)
+        picture = cv2.imread(str(sample.path), cv2.IMREAD_GRAYSCALE)
+        assert picture is not None
+        set_pixels(ds, picture.astype(np.uint8), bits_stored=8)
         (file,) = make.save(tmp_path / sample.image_id, [ds])
-        frames += read_frames(read_file(file)[1], model)[1]
+        _, frame = image.prepare(read_file(file)[1], model, limits(Settings()))
+        assert isinstance(frame, Frame)
+        frames.append(frame)
     served, _ = engine.score(np.stack([frame.pixels for frame in frames]))
     images = load_images(chosen, model.preprocessing.size)
     measured = score(engine.network, images, engine.device, half_precision=False)

@@ -187,6 +187,8 @@ class Frames:
                 f"at {end}",
                 "truncated",
             )
+        if shape.allocated == 1:  # pydicom 3.0 loses the last bits of some frames
+            return _stored(_unpack(self._element.value, bits * (number - 1), shape), shape)
         options: Any = {
             "view_only": True,  # the look-up table takes care of unused bits, without a copy
             "correct_unused_bits": False,
@@ -326,15 +328,22 @@ def _deflated(stream: bytes, shape: Layout, _header: Header | None) -> Array:
 
 
 def _native_cells(data: NDArray[np.uint8], shape: Layout, planar: bool) -> Array:
-    size = shape.rows * shape.columns * shape.samples
     if shape.allocated == 1:
-        return np.unpackbits(data, bitorder="little", count=size).reshape(shape.rows, shape.columns)
+        return _unpack(data.tobytes(), 0, shape)
     cells = data.view(f"<u{shape.allocated // 8}")
     if shape.samples == 1:
         return cells.reshape(shape.rows, shape.columns)
     if planar:
         return _rgb(cells.reshape(3, shape.rows, shape.columns).transpose(1, 2, 0), shape)
     return _rgb(cells.reshape(shape.rows, shape.columns, 3), shape)
+
+
+def _unpack(data: bytes, first: int, shape: Layout) -> Array:
+    """Single bits from bit first on: the lowest of a byte comes first (PS3.5 8.1.1)."""
+    size = shape.rows * shape.columns * shape.samples
+    part = np.frombuffer(data, np.uint8)[first // 8 : (first + size + 7) // 8]
+    bits = np.unpackbits(part, bitorder="little")[first % 8 : first % 8 + size]
+    return bits.reshape(shape.rows, shape.columns)
 
 
 def jpeg_header(stream: bytes) -> Header:

@@ -19,7 +19,6 @@ import subprocess
 import sys
 import threading
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -32,9 +31,9 @@ from dicomai.errors import Rejected, UnsupportedPixels
 MEGABYTE = 1 << 20
 PR_SET_PDEATHSIG = 1
 
-# The processes are the parallelism. And glibc gives every large array back to the kernel, to get its
-# pages zeroed again for the next image; kept, they double the rate (measured: 27 to 56 images/s of
-# 2500 x 2048 in one process).
+# The processes are the parallelism. And glibc gives every large array back to the kernel, only to
+# get its pages zeroed again for the next image; kept, they double the rate (measured: 27 to 56
+# images/s of 2500 x 2048 in one process).
 ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "MALLOC_MMAP_THRESHOLD_": str(128 * MEGABYTE),
@@ -53,7 +52,7 @@ class Pool:
         self._memory_megabytes = memory_megabytes
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         self._mine = threading.local()
-        self._children: weakref.WeakSet[_Child] = weakref.WeakSet()
+        self._children: list[_Child] = []
 
     def __enter__(self) -> "Pool":
         return self
@@ -72,7 +71,7 @@ class Pool:
 
     def process_ids(self) -> list[int]:
         """The decoding processes that run now."""
-        return [child.process_id for child in self._children]
+        return [child.process_id for child in list(self._children)]
 
     def map(self, work: Work, calls: Iterable[tuple[Any, ...]]) -> Iterator[list[Any] | Rejected]:
         """Do work(*call) for every call, in order: what it yields, or why it was refused.
@@ -91,22 +90,26 @@ class Pool:
         child = getattr(self._mine, "child", None)
         if child is None:
             child = self._mine.child = _Child(self._memory_megabytes)
-            self._children.add(child)
+            self._children.append(child)
         try:
             return child.run(work, call, self._timeout_seconds)
         except (EOFError, ConnectionError):
-            code = child.end()
-            self._mine.child = None
+            code = self._lose(child)
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             raise UnsupportedPixels(f"the decoder crashed ({how})", "decoder-crashed") from None
         except TimeoutError:
-            child.end()
-            self._mine.child = None
+            self._lose(child)
             raise UnsupportedPixels(
                 f"the decoder was stopped after {self._timeout_seconds:g} seconds "
                 "(prepare.timeout_seconds)",
                 "decoder-hung",
             ) from None
+
+    def _lose(self, child: "_Child") -> int:
+        """The next call gets a new process; returns this one's exit code."""
+        self._mine.child = None
+        self._children.remove(child)
+        return child.end()
 
 
 class _Child:

@@ -1,0 +1,203 @@
+"""Decoding processes: what one image does to its decoder, no other image feels."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import make
+import pytest
+from peers import wait_until
+
+from dicomai.errors import NotDicom, Rejected
+from dicomai.prepare import image
+from dicomai.prepare.pool import Pool
+from dicomai.study import Limits
+
+LIMITS = Limits(64_000_000, 1 << 30)
+
+# Work for the child, which finds this module by the path that it inherits.
+
+
+def echo(*values: object) -> Iterator[object]:
+    """Give everything back."""
+    yield from values
+
+
+def crash() -> Iterator[int]:
+    """What a decoder with a wild pointer does, after its first frame."""
+    yield 1
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def leave() -> Iterator[int]:
+    """What a library does that thinks it owns the process."""
+    os._exit(3)
+    yield 0
+
+
+def hang() -> Iterator[int]:
+    """What a decoder does that has lost its way."""
+    yield 1
+    time.sleep(600)
+
+
+def slowly(seconds: float, items: int) -> Iterator[int]:
+    """Many frames, each in time."""
+    for item in range(items):
+        time.sleep(seconds)
+        yield item
+
+
+def flood(megabytes: int) -> Iterator[int]:
+    """Take memory, every page of it."""
+    yield len(bytearray(megabytes << 20))
+
+
+def refuse() -> Iterator[int]:
+    """A reason with a code."""
+    yield 1
+    raise NotDicom("no good")
+
+
+def fail_to_read() -> Iterator[int]:
+    """The disk."""
+    yield 1
+    raise OSError(5, "Input/output error")
+
+
+def blunder() -> Iterator[int]:
+    """A mistake of ours, with a patient's name in its words."""
+    yield 1
+    raise KeyError("Doe^John")
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
+    """One process, so that a second call meets what the first one left."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    with Pool(workers=1, timeout_seconds=5.0, memory_megabytes=512) as opened:
+        yield opened
+
+
+def only(pool: Pool, work: object, *call: object) -> list[object] | Rejected:
+    """One call's answer."""
+    (answer,) = pool.map(work, [call])  # type: ignore[arg-type]
+    return answer
+
+
+def reason(answer: list[object] | Rejected) -> tuple[str, str]:
+    """The refusal's code and words."""
+    assert isinstance(answer, Rejected)
+    return answer.code, str(answer)
+
+
+def test_answers_come_in_the_order_of_the_calls(pool: Pool) -> None:
+    assert list(pool.map(echo, [(1, 2), (), (3,)])) == [[1, 2], [], [3]]
+
+
+@pytest.mark.parametrize(
+    ("work", "code", "words"),
+    [(crash, "decoder-crashed", "SIGSEGV"), (leave, "decoder-crashed", "exit code 3")],
+)
+def test_a_crash_costs_one_image(pool: Pool, work: object, code: str, words: str) -> None:
+    found, said = reason(only(pool, work))
+    assert found == code
+    assert words in said
+    assert only(pool, echo, "still here") == ["still here"]
+
+
+def test_a_decoder_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    with Pool(1, timeout_seconds=1.0, memory_megabytes=512) as pool:
+        only(pool, echo)
+        started = time.monotonic()
+        code, words = reason(only(pool, hang))
+        assert code == "decoder-hung"
+        assert "1 seconds (prepare.timeout_seconds)" in words
+        assert time.monotonic() - started < 3
+        assert only(pool, echo, 1) == [1]
+
+
+def test_the_time_limit_is_for_each_frame_not_for_the_object(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    with Pool(1, timeout_seconds=1.0, memory_megabytes=512) as pool:
+        assert only(pool, slowly, 0.3, 5) == [0, 1, 2, 3, 4]
+
+
+def test_memory_beyond_the_limit_is_refused_and_the_process_lives_on(pool: Pool) -> None:
+    assert only(pool, flood, 100) == [100 << 20]
+    (before,) = pool.process_ids()
+    code, words = reason(only(pool, flood, 2000))
+    assert code == "too-large"
+    assert "prepare.memory_megabytes" in words
+    assert only(pool, flood, 100) == [100 << 20]
+    assert pool.process_ids() == [before]
+
+
+def test_a_refusal_keeps_its_code_and_words(pool: Pool) -> None:
+    assert reason(only(pool, refuse)) == ("not-dicom", "no good")
+
+
+def test_an_error_of_ours_costs_the_image_and_says_nothing_of_the_patient(pool: Pool) -> None:
+    code, words = reason(only(pool, blunder))
+    assert code == "undecodable"
+    assert "KeyError" in words
+    assert "Doe" not in words
+
+
+def test_a_failing_disk_is_no_refusal(pool: Pool) -> None:
+    with pytest.raises(OSError, match="Input/output error"):
+        only(pool, fail_to_read)
+    assert only(pool, echo, 1) == [1]
+
+
+def test_other_images_go_on_beside_one_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    with Pool(2, timeout_seconds=4.0, memory_megabytes=512) as pool:
+        stuck = threading.Thread(target=only, args=(pool, hang))
+        stuck.start()
+        started = time.monotonic()
+        assert list(pool.map(echo, [(i,) for i in range(20)])) == [[i] for i in range(20)]
+        assert time.monotonic() - started < 3.5
+        stuck.join()
+
+
+def test_closing_ends_what_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    pool = Pool(1, timeout_seconds=60.0, memory_megabytes=512)
+    answers: list[list[object] | Rejected] = []
+    stuck = threading.Thread(target=lambda: answers.append(only(pool, hang)))
+    stuck.start()
+    wait_until(pool.process_ids, 10, "the process runs")
+    (pid,) = pool.process_ids()
+    time.sleep(1)
+    started = time.monotonic()
+    pool.close()
+    stuck.join(5)
+    assert time.monotonic() - started < 3
+    assert not Path(f"/proc/{pid}").exists()
+    assert isinstance(answers[0], Rejected)
+
+
+def test_the_processes_know_nothing_of_torch(pool: Pool) -> None:
+    (modules,) = only(pool, loaded)  # type: ignore[misc]
+    assert not {"torch", "sqlalchemy", "highdicom"} & set(modules)  # type: ignore[call-overload]
+
+
+def loaded() -> Iterator[list[str]]:
+    """What the child has imported, once it can prepare images."""
+    assert image
+    yield sorted({name.partition(".")[0] for name in sys.modules})
+
+
+def test_a_real_image_comes_through_whole(pool: Pool, tmp_path: Path) -> None:
+    (file,) = make.save(tmp_path / "in", [make.large_radiograph()])
+    (frame,) = only(pool, image.render, file, tmp_path / "out" / "a", LIMITS)  # type: ignore[misc]
+    assert frame.path == tmp_path / "out" / "a.1.png"  # type: ignore[attr-defined]
+    assert frame.path.stat().st_size > 100_000  # type: ignore[attr-defined]
