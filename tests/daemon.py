@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,6 +82,36 @@ class Daemon:
         return found
 
 
+class Memory:
+    """Samples the resident memory of a daemon's processes together; peak in bytes."""
+
+    def __init__(self, running: Daemon) -> None:
+        self.peak = 0
+        self._running = running
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> "Memory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._stop.wait(0.1):
+            self.peak = max(self.peak, sum(map(resident, self._running.processes())))
+
+
+def resident(pid: int | str) -> int:
+    """Resident set of a process in bytes, shared pages included; 0 when it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+    except (OSError, IndexError):
+        return 0
+
+
 @contextmanager
 def daemon(
     folder: Path,
@@ -89,8 +120,9 @@ def daemon(
     destinations: Sequence[tuple[str, str, int]] = (),
     quiet: float = 2.0,
     release_quiet: float = 0.5,
+    more: str = "",
 ) -> Iterator[Daemon]:
-    """`dicomai run`; destinations: (name, AE title, port)."""
+    """`dicomai run`; destinations: (name, AE title, port); more: further settings as TOML."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "dicomai.toml"
     config.write_text(
@@ -104,6 +136,7 @@ def daemon(
                 DESTINATION.format(name=n, ae_title=a, port=p) for n, a, p in destinations
             ),
         )
+        + more
     )
     with (folder / "daemon.log").open("ab") as log:
         process = subprocess.Popen(
@@ -143,4 +176,4 @@ def command(config: Path, *arguments: str) -> "subprocess.CompletedProcess[str]"
     )
 
 
-__all__ = ["Daemon", "command", "daemon", "free_port"]
+__all__ = ["Daemon", "Memory", "command", "daemon", "free_port", "resident"]

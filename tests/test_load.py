@@ -1,7 +1,6 @@
 """Fifty studies at once, and how long one takes, on this machine."""
 
 import statistics
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import make
 import pytest
-from daemon import Daemon, daemon
+from daemon import Daemon, Memory, daemon
 from peers import Orthanc, free_port, storescu
 from pydicom.uid import generate_uid
 
@@ -34,36 +33,6 @@ def site(tmp_path: Path) -> Iterator[tuple[Daemon, Orthanc]]:
             yield running, pacs
     finally:
         pacs.stop()
-
-
-class Memory:
-    """Samples the resident memory of a daemon's processes together; peak in bytes."""
-
-    def __init__(self, running: Daemon) -> None:
-        self.peak = 0
-        self._running = running
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-
-    def __enter__(self) -> "Memory":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        while not self._stop.wait(0.1):
-            self.peak = max(self.peak, sum(map(resident, self._running.processes())))
-
-
-def resident(pid: int) -> int:
-    """Resident set of a process in bytes, shared pages included; 0 when it has ended."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
-    except (OSError, IndexError):
-        return 0
 
 
 def cpu_seconds(pid: int) -> float:

@@ -22,6 +22,7 @@ from pydicom.uid import (
 )
 
 from dicomai.analyze import Context, Scorer, analyze
+from dicomai.demo.radiographs import set_pixels
 from dicomai.infer import package
 from dicomai.infer.engine import Engine
 from dicomai.receive.inbox import read_file
@@ -228,7 +229,7 @@ def test_a_damaged_image_fails_alone(scorer: Scorer, tmp_path: Path) -> None:
     bad.PixelData = bad.PixelData[:1000]
     done = run(scorer, tmp_path, bad, good)
     (exclusion,) = done.exclusions
-    assert exclusion.code == "undecodable"
+    assert exclusion.code == "truncated"
     assert exclusion.instance.sop_instance_uid == bad.SOPInstanceUID
     assert [r.source_sop_instance_uid for r in done.results] == [good.SOPInstanceUID, None]
 
@@ -408,3 +409,18 @@ def test_the_referees_accept_a_report_of_several_images_with_a_predecessor(
     earlier = Predecessor(generate_uid(), generate_uid())
     done = run(scorer, tmp_path, *two_of_one_study(), predecessor=earlier)
     assert complaints([result.path for result in done.results]) == []
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (10, 400), (400, 10)])
+def test_the_smallest_image_has_an_overlay_whose_legend_fits(
+    tmp_path: Path, shape: tuple[int, int], scorer: Scorer
+) -> None:
+    ds = make.chest_radiograph()
+    set_pixels(ds, np.zeros(shape, np.uint8), bits_stored=8)
+    anything = replace(scorer.model, accepts=make.accepts(min_size=1))
+    settings = Settings()
+    with decoding_pool(settings) as pool:
+        prepare = preparer(settings, pool, anything)
+        (overlay,) = read(run(replace(scorer, model=anything, prepare=prepare), tmp_path, ds), "sc")
+    assert overlay.Columns == max(256, shape[1])
+    assert overlay.Rows > shape[0]

@@ -8,6 +8,7 @@ from dicomai.study import Finding, Float32, Model, UInt8
 
 # Half of the light comes from the heat map where it is hottest: anatomy stays readable below it.
 STRENGTH = 0.5
+LEGIBLE = 256  # columns that the legend needs
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 WHITE, GREY, AMBER = (255, 255, 255), (170, 170, 170), (255, 190, 60)
 
@@ -33,6 +34,8 @@ def blend(display: UInt8, heat: Float32) -> UInt8:
 def draw(finding: Finding, model: Model) -> UInt8:
     """The overlay with its legend below, so that no text covers the image: RGB."""
     picture = blend(finding.frame.display, finding.heat)
+    missing = max(0, LEGIBLE - picture.shape[1])
+    picture = np.pad(picture, ((0, 0), (missing // 2, missing - missing // 2), (0, 0)))
     return np.vstack([picture, legend(picture.shape[1], finding, model)])
 
 
