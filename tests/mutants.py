@@ -27,7 +27,6 @@ from safetensors.torch import save_file
 from dicomai.deliver import sender
 from dicomai.errors import PeerRefused, PeerUnreachable, Rejected
 from dicomai.infer.network import build
-from dicomai.parse import UID
 from dicomai.prepare import image
 from dicomai.prepare.pool import Pool
 from dicomai.store import queries
@@ -288,7 +287,8 @@ def send(running: Daemon, mutant: Mutant, folder: Path) -> tuple[str, str]:
     try:
         meta = pydicom.filereader.read_file_meta_info(file)
         kind, uid = str(meta.MediaStorageSOPClassUID), str(meta.MediaStorageSOPInstanceUID)
-        if not UID(kind).is_valid or UID(str(meta.TransferSyntaxUID)).name == "":
+        uids = (kind, uid, str(meta.TransferSyntaxUID))
+        if not all(re.fullmatch("[0-9.]{1,64}", value) for value in uids):
             return "not sendable", ""
         contexts = sender.contexts_for([file])
         with sender.association(
