@@ -5,7 +5,7 @@ VENV := .venv
 PEERS := orthanc orthanc-dicomweb dcmtk dicom3tools pixelmed-apps default-jre-headless postgresql
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check peers starter clean
+.PHONY: demo test check peers starter images mutants speed clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/dicomai demo
@@ -33,6 +33,18 @@ peers:
 # Trains the starter model again (about 25 minutes on two cores).
 starter: $(VENV)/installed
 	$(VENV)/bin/python -m dicomai.train $${DICOMAI_SHARED:-../shared}/data/cxr
+
+# Every real file of the shared data, decoded or the reason, beside DCMTK (one minute).
+images: $(VENV)/installed-test peers
+	$(VENV)/bin/python -W ignore tests/images.py
+
+# 5,000 damaged files through the decoding processes and a whole daemon (about a quarter of an hour).
+mutants: $(VENV)/installed-test
+	$(VENV)/bin/python -W ignore tests/mutants.py
+
+# How fast an image is prepared, beside the plain way; one thread each.
+speed: $(VENV)/installed-test
+	OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -W ignore tests/speed.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

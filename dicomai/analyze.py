@@ -106,21 +106,20 @@ def find(prediction: Prediction, model: Model) -> list[Finding]:
             label,
             float(score.probabilities[k]),
             bool(score.probabilities[k] >= label.threshold),
-            heat(score.maps[k], float(score.biases[k]), prediction.frame),
+            local(score.maps[k], float(score.biases[k])),
             score.analyzed_at,
         )
         for k, label in enumerate(model.labels)
     ]
 
 
-def heat(cells: Float32, bias: float, frame: Frame) -> Float32:
+def local(cells: Float32, bias: float) -> Float32:
     """What the network would say of an image that looks everywhere like this place: 0 to 1.
 
     The logistic function of (class map + bias), so that heat maps of different images share one
     scale; the map's mean plus the bias is the image's own logit.
     """
-    local = 1 / (1 + np.exp(-np.clip(cells + bias, -30, 30)))
-    return geometry.spread(local.astype(np.float32), frame.letterbox)
+    return np.asarray(1 / (1 + np.exp(-np.clip(cells + bias, -30, 30))), np.float32)
 
 
 def write_results(
@@ -134,7 +133,9 @@ def write_results(
     results = []
     for (uid, _), group in images.items():
         top = max(group, key=lambda item: item.probability)
-        overlay = capture.capture(headers[uid], top, scorer.model, scorer.engine)
+        # At the image's size, so only one at a time.
+        heat = geometry.spread(top.cells, top.frame.letterbox)
+        overlay = capture.capture(headers[uid], top, heat, scorer.model, scorer.engine)
         results.append(_write(overlay, "sc", uid, context.out))
     document = sr.report(headers, findings, scorer.model, scorer.engine, context.predecessor)
     results.append(_write(document, "sr", None, context.out))

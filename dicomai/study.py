@@ -118,13 +118,13 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One label of one frame; heat: (rows, columns), 0 to 1, the probability of each place."""
+    """One label of one frame; cells: (h, w), 0 to 1, the probability of each place of the square."""
 
     frame: Frame
     label: Label
     probability: float
     positive: bool
-    heat: Float32
+    cells: Float32
     analyzed_at: datetime
 
 

@@ -203,7 +203,7 @@ def analysis_of(
         "test",
         analyzed_at,
     )
-    heat, positive = np.zeros((2, 2), "f4"), probability >= PNEUMONIA.threshold
+    cells, positive = np.zeros((2, 2), "f4"), probability >= PNEUMONIA.threshold
     results = [
         Result(
             f"{i.sop_instance_uid}.{int(i.digest[:8], 16)}",
@@ -226,7 +226,7 @@ def analysis_of(
         model=model(version),
         predictions=tuple(Prediction(frame, score) for frame in frames),
         findings=tuple(
-            Finding(frame, PNEUMONIA, probability, positive, heat, analyzed_at) for frame in frames
+            Finding(frame, PNEUMONIA, probability, positive, cells, analyzed_at) for frame in frames
         ),
         exclusions=tuple(
             Exclusion(i, "view", "the model takes no lateral view")

@@ -1,7 +1,8 @@
 """model list, show, verify."""
 
+import dataclasses
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -50,8 +51,8 @@ def show_model(name: Name, version: Version = None, config: Config = None) -> No
     for model in _chosen(load(config), name, version):
         typer.echo(f"{model.name} {model.version}  ({model.path})")
         typer.echo(f"sha256: {model.sha256}")
-        accepts = model.accepts
-        typer.echo(f"accepts: {', '.join(accepts.modalities)}; views {', '.join(accepts.views)}")
+        for key, value in dataclasses.asdict(model.accepts).items():
+            typer.echo(f"accepts {key.replace('_', ' ')}: {_words(value)}")
         for label in model.labels:
             code = f"{label.code.value}, {label.code.scheme}, {label.code.meaning}"
             typer.echo(f"label: {label.key}, threshold {label.threshold:g} ({code})")
@@ -59,6 +60,14 @@ def show_model(name: Name, version: Version = None, config: Config = None) -> No
         card = model.path / "README.md"
         if card.is_file():
             typer.echo(f"\n{card.read_text()}")
+
+
+def _words(value: Any) -> str:
+    if not isinstance(value, tuple):
+        return str(value)
+    if not value:
+        return "any"
+    return ", ".join("not stated" if part == "" else str(part) for part in value)
 
 
 def _show_figures(model: Model) -> None:

@@ -6,7 +6,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomai.report import identity
 from dicomai.report.overlay import draw
-from dicomai.study import MANUFACTURER, Finding, Model
+from dicomai.study import MANUFACTURER, Finding, Float32, Model
 
 SERIES_NUMBER = 9901
 
@@ -23,13 +23,16 @@ def overlay_uid(finding: Finding, model: Model, engine: str) -> str:
     )
 
 
-def capture(source: Dataset, finding: Finding, model: Model, engine: str) -> Dataset:
-    """The overlay of one image, in RGB, for the study of its source (a header without pixels)."""
+def capture(source: Dataset, finding: Finding, heat: Float32, model: Model, engine: str) -> Dataset:
+    """The overlay of one image, in RGB, for the study of its source (a header without pixels).
+
+    heat: (rows, columns) of 0 to 1
+    """
     moment = identity.local_time(finding.analyzed_at, source)
     ref = identity.for_highdicom(source)
     ds = hd.sc.SCImage.from_ref_dataset(
         ref_dataset=ref,
-        pixel_array=draw(finding, model),
+        pixel_array=draw(finding, heat, model),
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",

@@ -31,9 +31,9 @@ def blend(display: UInt8, heat: Float32) -> UInt8:
     return np.rint(mixed).astype(np.uint8)
 
 
-def draw(finding: Finding, model: Model) -> UInt8:
+def draw(finding: Finding, heat: Float32, model: Model) -> UInt8:
     """The overlay with its legend below, so that no text covers the image: RGB."""
-    picture = blend(finding.frame.display, finding.heat)
+    picture = blend(finding.frame.display, heat)
     missing = max(0, LEGIBLE - picture.shape[1])
     picture = np.pad(picture, ((0, 0), (missing // 2, missing - missing // 2), (0, 0)))
     return np.vstack([picture, legend(picture.shape[1], finding, model)])
