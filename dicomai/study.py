@@ -118,7 +118,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One label of one frame; cells: (h, w), 0 to 1, the probability of each place of the square."""
+    """One label of one frame; cells: (h, w), 0 to 1, the probability of each place."""
 
     frame: Frame
     label: Label

@@ -1,6 +1,5 @@
 """try: analyze files without database or network."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,12 +37,13 @@ def try_files(
     """
     settings = load(config)
     logs.configure("try")
-    files = list(_files(paths))
+    named = _files(paths)
+    files = list(named)
     if not files:
         raise Misuse("there is no file in " + ", ".join(map(str, paths)))
     with decoding_pool(settings) as pool:
         if render is not None:
-            _render(settings, pool, files, render)
+            _render(settings, pool, named, render)
         rows = _analyze(settings, pool, files, out)
     columns = ["source", *COLUMNS, "reason_code", "reason"]
     if how is Format.TABLE:
@@ -53,19 +53,25 @@ def try_files(
         raise NotDicom(f"nothing could be analyzed: {rows[0]['source']}: {rows[0]['reason']}")
 
 
-def _files(paths: list[Path]) -> Iterator[Path]:
+def _files(paths: list[Path]) -> dict[Path, Path]:
+    """Each file, and its name below the path that was given."""
+    found: dict[Path, Path] = {}
     for path in paths:
         if path.is_dir():
-            yield from sorted(file for file in path.rglob("*") if file.is_file())
+            inside = sorted(file for file in path.rglob("*") if file.is_file())
+            found |= {file: file.relative_to(path) for file in inside}
         elif path.is_file():
-            yield path
+            found[path] = Path(path.name)
         else:
             raise Misuse(f"there is no file or folder {path}")
+    return found
 
 
-def _render(settings: Settings, pool: Pool, files: list[Path], folder: Path) -> None:
-    """NAME.N.png for frame N of each file, NAME as it lies below the folder that was given."""
-    calls = [(file, folder / _name(file), limits(settings)) for file in files]
+def _render(settings: Settings, pool: Pool, files: dict[Path, Path], folder: Path) -> None:
+    """NAME.N.png for frame N of each file."""
+    if len(set(files.values())) < len(files):
+        raise Misuse("--render: two of these files have the same name; give their folder instead")
+    calls = [(file, folder / name, limits(settings)) for file, name in files.items()]
     for file, done in zip(files, pool.map(image.render, calls), strict=True):
         if isinstance(done, Rejected):
             typer.echo(f"not rendered: {file}: {done}", err=True)
@@ -73,11 +79,6 @@ def _render(settings: Settings, pool: Pool, files: list[Path], folder: Path) -> 
         for frame in done:
             if frame.reason is not None:
                 typer.echo(f"not rendered: {file}, frame {frame.number}: {frame.reason}", err=True)
-
-
-def _name(file: Path) -> str:
-    # Files of one name lie in many folders; the path keeps them apart.
-    return "_".join(part for part in file.parts if part not in {"/", ".", ".."})
 
 
 def _analyze(settings: Settings, pool: Pool, files: list[Path], out: Path) -> list[dict[str, Any]]:

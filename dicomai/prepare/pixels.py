@@ -57,6 +57,8 @@ def read(file: Path, limits: Limits) -> Dataset:
         return parse_file(file, data, limits.max_bytes)
     except InvalidDicomError as error:
         raise NotDicom("this is not a DICOM file: it has no DICM prefix") from error
+    except RecursionError:
+        raise NotDicom("sequences are nested too deep to be read") from None
     except PARSER_ERRORS as error:
         raise NotDicom(f"cannot be parsed as DICOM: {words(error)}") from error
 

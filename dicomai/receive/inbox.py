@@ -53,7 +53,14 @@ def parse(dataset: bytes, syntax_uid: str) -> Header:
     try:
         return _header(parse_head(dataset, UID(syntax_uid), WANTED))
     except PARSER_ERRORS as error:
-        raise NotDicom(f"cannot be parsed as DICOM ({type(error).__name__})") from error
+        raise NotDicom(f"cannot be parsed as DICOM ({_kind(error)})") from error
+
+
+def _kind(error: BaseException) -> str:
+    # Never the parser's own words: they quote values, which may be a patient's.
+    return (
+        "sequences nested too deep" if isinstance(error, RecursionError) else type(error).__name__
+    )
 
 
 def _header(ds: Dataset) -> Header:
@@ -116,7 +123,7 @@ def read_file(path: Path) -> tuple[Header, Instance, int]:
     except InvalidDicomError as error:
         raise NotDicom("not a DICOM file: it has no DICM prefix") from error
     except PARSER_ERRORS as error:
-        raise NotDicom(f"cannot be parsed as DICOM ({type(error).__name__})") from error
+        raise NotDicom(f"cannot be parsed as DICOM ({_kind(error)})") from error
     # Preamble, prefix, the group length's own element, and what it counts (PS3.10 7.1).
     dataset = data[128 + 4 + 12 + length :] if length else data
     instance = Instance(
