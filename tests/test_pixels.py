@@ -136,8 +136,9 @@ def test_a_width_of_zero_is_as_if_absent(function: str) -> None:
     shows(ds, own_range(RAMP))
 
 
-def test_an_empty_function_is_linear() -> None:
-    ds = image(RAMP, WindowCenter=2000, WindowWidth=1000, VOILUTFunction="")
+@pytest.mark.parametrize("function", ["", None])
+def test_an_empty_function_is_linear(function: str | None) -> None:
+    ds = image(RAMP, WindowCenter=2000, WindowWidth=1000, VOILUTFunction=function)
     shows(ds, windowed(RAMP, 2000, 1000))
 
 
@@ -300,6 +301,71 @@ def test_an_empty_padding_limit_is_as_if_absent() -> None:
 
 def test_an_image_of_nothing_but_padding_is_black() -> None:
     shows(image(np.full((4, 4), 9, np.uint16), PixelPaddingValue=9), np.zeros((4, 4)))
+
+
+def test_float_pixels_have_padding_of_their_own() -> None:
+    real = RAMP.astype(np.float32) / 1000 - 1.5
+    real[0] = -9999
+    ds = image(real, FloatPixelPaddingValue=-9999.0)
+    expected = np.zeros(real.shape)
+    expected[1:] = own_range(real[1:])
+    shows(ds, expected)
+
+
+# Functional groups
+
+
+def group(**macros: dict[str, Any]) -> Dataset:
+    """One item of a functional groups sequence."""
+    item = Dataset()
+    for keyword, attributes in macros.items():
+        macro = Dataset()
+        for name, value in attributes.items():
+            setattr(macro, name, value)
+        setattr(item, keyword, [macro])
+    return item
+
+
+def test_each_frame_has_the_window_and_rescale_of_its_own_functional_group() -> None:
+    windows, slopes = [(1000, 500), (2000, 3000)], [(1, 0), (2, -1024)]
+    ds = image(np.stack([RAMP, RAMP]), WindowCenter=9, WindowWidth=9, RescaleSlope=9)
+    ds.PerFrameFunctionalGroupsSequence = [
+        group(
+            FrameVOILUTSequence={"WindowCenter": center, "WindowWidth": width},
+            PixelValueTransformationSequence={"RescaleSlope": slope, "RescaleIntercept": offset},
+        )
+        for (center, width), (slope, offset) in zip(windows, slopes, strict=True)
+    ]
+    for number, ((center, width), (slope, offset)) in enumerate(zip(windows, slopes, strict=True)):
+        rescaled = RAMP.astype(float) * slope + offset
+        shows(ds, windowed(rescaled, center, width), number + 1)
+
+
+def test_a_shared_functional_group_holds_for_every_frame_that_has_none() -> None:
+    ds = image(np.stack([RAMP, RAMP]))
+    shared = {"WindowCenter": 1000, "WindowWidth": 500, "VOILUTFunction": "SIGMOID"}
+    ds.SharedFunctionalGroupsSequence = [group(FrameVOILUTSequence=shared)]
+    own = {"WindowCenter": 2000, "WindowWidth": 900}
+    ds.PerFrameFunctionalGroupsSequence = [Dataset(), group(FrameVOILUTSequence=own)]
+    shows(ds, windowed(RAMP, 1000, 500, "SIGMOID"), 1)
+    shows(ds, windowed(RAMP, 2000, 900), 2)
+
+
+def test_frames_without_functional_groups_have_the_objects_own_window() -> None:
+    ds = image(np.stack([RAMP, RAMP]), WindowCenter=1000, WindowWidth=500)
+    ds.PerFrameFunctionalGroupsSequence = [Dataset()]  # one too few
+    shows(ds, windowed(RAMP, 1000, 500), 2)
+
+
+# Colour
+
+
+def test_a_window_does_not_touch_colour() -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    ds = image(rgb[..., 0], bits=8, WindowCenter=40, WindowWidth=10)
+    ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PlanarConfiguration = 3, "RGB", 0
+    ds.PixelData = rgb.tobytes()
+    shows(ds, rgb / 255)
 
 
 # Precision and shape
