@@ -59,7 +59,8 @@ def model_folders(settings: Settings) -> tuple[Path, ...]:
 
 def limits(settings: Settings) -> Limits:
     """What one object may ask for."""
-    return Limits(settings.prepare.max_pixels, settings.prepare.max_megabytes * MEGABYTE)
+    most = settings.prepare
+    return Limits(most.max_pixels, most.max_megabytes * MEGABYTE, most.max_frames)
 
 
 def decoding_pool(settings: Settings) -> Pool:

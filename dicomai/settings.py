@@ -65,6 +65,7 @@ class Prepare(_Section):
     memory_megabytes: int = Field(default=1024, ge=256)
     max_megabytes: int = Field(default=1024, ge=1)
     max_pixels: int = Field(default=64_000_000, ge=1)
+    max_frames: int = Field(default=2000, ge=1)
 
 
 class Infer(_Section):

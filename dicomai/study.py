@@ -40,11 +40,13 @@ class Study:
 class Limits:
     """What one object may ask for; more is refused before memory is taken.
 
-    max_pixels: rows x columns; max_bytes: of a file, and of what a deflated one becomes
+    max_pixels: rows x columns; max_bytes: of a file, and of what a deflated one becomes;
+    max_frames: that are shown of one object
     """
 
     max_pixels: int
     max_bytes: int
+    max_frames: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from dicomai.prepare.decoders import Frames
 from dicomai.prepare.pool import Pool
 from dicomai.study import Limits
 
-LIMITS = Limits(max_pixels=64_000_000, max_bytes=1 << 30)
+LIMITS = Limits(max_pixels=64_000_000, max_bytes=1 << 30, max_frames=2000)
 WORKERS = 2
 GREY_MEAN, GREY_NEAR, GREY_SHARE = 0.5, 2, 0.999
 COLOUR_NEAR = 3
@@ -85,6 +85,12 @@ class Row:
         return self.mean <= GREY_MEAN and self.near >= GREY_SHARE
 
 
+def entries(root: Path) -> list[dict[str, str]]:
+    """The lines of manifest.csv, which says what is odd about each file."""
+    with (root / "manifest.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
 def peak_megabytes(pid: int | str) -> float:
     """The most memory that a process has had resident."""
     status = Path(f"/proc/{pid}/status").read_text()
@@ -93,7 +99,7 @@ def peak_megabytes(pid: int | str) -> float:
 
 def table(root: Path, progress: bool = False) -> Iterator[Row]:
     """A row for each file of root/manifest.csv."""
-    manifest = list(csv.DictReader((root / "manifest.csv").open()))
+    manifest = entries(root)
     with tempfile.TemporaryDirectory() as scratch, Pool(WORKERS, 60, 1024) as pool:
         work = Path(scratch)
         calls = [(root / entry["file"], work / str(i), LIMITS) for i, entry in enumerate(manifest)]

@@ -4,7 +4,6 @@
 and through a whole daemon with a model that accepts everything. test_mutants.py runs a few.
 """
 
-import csv
 import random
 import re
 import shutil
@@ -20,6 +19,7 @@ from pathlib import Path
 import pydicom
 import torch
 from daemon import Daemon, Memory, daemon, resident
+from images import entries
 from peers import free_port, shared
 from pynetdicom import _config
 from safetensors.torch import save_file
@@ -33,7 +33,7 @@ from dicomai.store import queries
 from dicomai.study import Limits
 
 SEED = 20261121
-LIMITS = Limits(max_pixels=64_000_000, max_bytes=1 << 30)
+LIMITS = Limits(max_pixels=64_000_000, max_bytes=1 << 30, max_frames=2000)
 TIMEOUT_SECONDS, MEMORY_MEGABYTES = 20.0, 1024
 META_END = 400  # file meta information lies before, as a rule
 
@@ -131,7 +131,7 @@ WAYS: list[Callable[[bytearray, random.Random], None]] = [
 
 def mutants(root: Path, count: int, seed: int = SEED) -> Iterator[Mutant]:
     """Damaged copies of the files of root/manifest.csv in turn; each has UIDs of its own."""
-    files = [entry["file"] for entry in csv.DictReader((root / "manifest.csv").open())]
+    files = [entry["file"] for entry in entries(root)]
     chance = random.Random(seed)
     order = chance.sample(files, len(files))
     for number in range(count):

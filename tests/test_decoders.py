@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import imagecodecs
@@ -41,7 +42,7 @@ from dicomai.prepare.pixels import values_of
 from dicomai.study import Limits
 
 SPECTRAL_SELECTION = "1.2.840.10008.1.2.4.53"  # JPEG processes 6 and 8, retired
-LIMITS = Limits(max_pixels=1_000_000, max_bytes=10_000_000)
+LIMITS = Limits(max_pixels=1_000_000, max_bytes=10_000_000, max_frames=10)
 GREY = np.random.default_rng(1).integers(0, 4096, (40, 30)).astype(np.uint16)
 RGB = np.random.default_rng(2).integers(0, 256, (40, 30, 3)).astype(np.uint8)
 SMOOTH = (np.add.outer(np.arange(40), np.arange(30)) * 50).astype(np.uint16)
@@ -417,6 +418,26 @@ def test_native_pixels_that_end_too_early_are_named() -> None:
     found = refusal(ds, 2)
     assert found.code == "truncated"
     assert "4798 bytes" in str(found)
+
+
+def rendered(ds: Dataset, folder: Path) -> list[image.Rendered]:
+    """What render() says of every frame."""
+    (file,) = make.save(folder, [ds])
+    return list(image.render(file, folder / "out", LIMITS))
+
+
+def test_rendering_ends_with_the_pixels_whatever_the_number_of_frames_promises(
+    tmp_path: Path,
+) -> None:
+    found = rendered(native(described(GREY, 12, frames=2_000_000_000), GREY.tobytes()), tmp_path)
+    assert [(frame.number, frame.path is not None) for frame in found] == [(1, True), (2, False)]
+
+
+def test_rendering_ends_at_the_most_frames_that_the_settings_allow(tmp_path: Path) -> None:
+    one = np.zeros((1, 1), np.uint8)
+    found = rendered(native(described(one, 8, frames=100_000), bytes(100_000), vr="OB"), tmp_path)
+    assert len(found) == LIMITS.max_frames + 1
+    assert "prepare.max_frames" in str(found[-1].reason)
 
 
 def test_native_pixels_that_go_on_too_long_are_cut() -> None:

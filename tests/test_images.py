@@ -1,13 +1,12 @@
 """The real files, all of them: see images.py, which makes the table."""
 
-import csv
 import warnings
 
 import images
 import numpy as np
 import pydicom
 import pytest
-from images import EXCEPTIONS, LIMITS, Row, table
+from images import EXCEPTIONS, LIMITS, Row, entries, table
 from peers import need, shared
 
 from dicomai.prepare import pixels
@@ -52,7 +51,7 @@ LOSSY = ("JPEG Baseline", "JPEG Extended", "JPEG-LS Near", "JPEG2000")
 def test_stored_values_are_pydicoms() -> None:
     root = shared() / "data/dicom"
     apart = {}
-    for entry in csv.DictReader((root / "manifest.csv").open()):
+    for entry in entries(root):
         if entry["pydicom_decode"] != "ok" or "no DICM preamble" in entry["odd"]:
             continue
         with warnings.catch_warnings():

@@ -114,7 +114,7 @@ def test_a_damaged_image_fails_alone_and_study_show_names_the_reason(
     assert (row["state"], row["instances_not_analyzed"]) == ("analyzed", 1)
     shown = command(running.config, "study", "show", study)
     assert shown.returncode == 0, shown.stderr
-    assert f"{bad.SOPInstanceUID}  not analyzed, undecodable: the pixel data" in shown.stdout
+    assert f"{bad.SOPInstanceUID}  not analyzed, truncated: the pixel data" in shown.stdout
     listed = json.loads(command(running.config, "results", "--format", "json").stdout)
     assert [item["sop_instance_uid"] for item in listed] == [good.SOPInstanceUID]
     assert list(listed[0]) == [

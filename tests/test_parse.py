@@ -23,7 +23,7 @@ from dicomai.prepare import pixels
 from dicomai.receive import inbox
 from dicomai.study import Limits
 
-LIMITS = Limits(max_pixels=10_000_000, max_bytes=50_000_000)
+LIMITS = Limits(max_pixels=10_000_000, max_bytes=50_000_000, max_frames=10)
 
 
 def encoded(ds: Dataset, syntax: str) -> bytes:

@@ -17,7 +17,7 @@ from dicomai.prepare import image
 from dicomai.prepare.pool import Pool
 from dicomai.study import Limits
 
-LIMITS = Limits(64_000_000, 1 << 30)
+LIMITS = Limits(64_000_000, 1 << 30, 10)
 
 # Work for the child, which finds this module by the path that it inherits.
 
@@ -108,6 +108,31 @@ def test_a_crash_costs_one_image(pool: Pool, work: object, code: str, words: str
     assert found == code
     assert words in said
     assert only(pool, echo, "still here") == ["still here"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_the_whole_group_ends_no_image(pool: Pool, number: signal.Signals) -> None:
+    # systemd sends SIGTERM to every process of a unit; the parent still has seconds to finish.
+    only(pool, echo)
+    (pid,) = pool.process_ids()
+    os.kill(pid, number)
+    assert only(pool, slowly, 0.2, 2) == [0, 1]
+    assert pool.process_ids() == [pid]
+
+
+def test_a_process_that_died_between_two_images_costs_neither(pool: Pool) -> None:
+    only(pool, echo)
+    (pid,) = pool.process_ids()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z", 5, "it is dead")
+    assert only(pool, echo, 1) == [1]
+
+
+def test_a_process_that_does_not_start_is_no_images_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with Pool(1, timeout_seconds=5.0, memory_megabytes=512) as pool:
+        with pytest.raises(OSError, match="does not start"):
+            only(pool, echo, 1)
 
 
 def test_a_decoder_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

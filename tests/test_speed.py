@@ -13,8 +13,8 @@ def test_the_look_up_table_is_as_good_as_full_precision() -> None:
     ds = speed.reread(speed.detector_image())
     square, display = speed.ours(ds)
     full = speed.plain(ds)
-    assert (full == 0).any()
-    assert (full == 1).any()  # the window clips at both ends
+    assert (display == 0).mean() > 0.05
+    assert (display == 255).mean() > 0.05  # the window clips at both ends
     difference = np.abs(square - full)
     assert difference.mean() < 1e-3
     assert difference.max() < 1 / 255

@@ -10,11 +10,12 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from dicomai import durable
-from dicomai.errors import NotAccepted, UnsupportedPixels
+from dicomai.errors import NotAccepted, TooLarge, UnsupportedPixels
 from dicomai.prepare import geometry, pixels, select
 from dicomai.prepare.decoders import Frames
 from dicomai.study import Float32, Frame, Instance, Limits, Model, Preprocessing, UInt8
 
+LONGEST_VALUE = 1 << 16  # bytes
 FUNCTIONAL_GROUPS = 0x5200  # and what comes after them: waveforms, overlays, pixels
 
 
@@ -39,7 +40,12 @@ def prepare(instance: Instance, model: Model, limits: Limits) -> Iterator[Datase
         raise NotAccepted(refusal[1], refusal[0])
     frames = Frames(ds, limits)
     yield header_of(ds, frames.count)
-    for number in select.frame_numbers(frames.count, model.accepts.frames):
+    wanted = select.frame_numbers(frames.count, model.accepts.frames)
+    if len(wanted) > limits.max_frames:
+        raise TooLarge(
+            f"{len(wanted)} frames: at most {limits.max_frames} are taken (prepare.max_frames)"
+        )
+    for number in wanted:
         shown = show(ds, frames, number)
         rows, columns = shown.shape[:2]
         box = geometry.fit(rows, columns, model.preprocessing.size)
@@ -49,12 +55,15 @@ def prepare(instance: Instance, model: Model, limits: Limits) -> Iterator[Datase
 
 
 def header_of(ds: Dataset, frame_count: int) -> Dataset:
-    """What results inherit; elements that cannot be read are left out."""
+    """What results may inherit: nothing private or large, nothing that cannot be read."""
     header = Dataset()
     for tag in ds.keys():  # noqa: SIM118 - iterating the dataset itself would read the elements
-        if tag.group < FUNCTIONAL_GROUPS:
-            with contextlib.suppress(*pixels.DECODER_ERRORS):
-                header[tag] = ds[tag]
+        if tag.group >= FUNCTIONAL_GROUPS or tag.is_private:
+            continue
+        with contextlib.suppress(*pixels.DECODER_ERRORS):
+            element = ds[tag]
+            if not isinstance(element.value, (bytes, str)) or len(element.value) < LONGEST_VALUE:
+                header[tag] = element
     if "NumberOfFrames" in header:
         header.NumberOfFrames = frame_count
     return header
@@ -68,10 +77,15 @@ def render(file: Path, out: Path, limits: Limits) -> Iterator[Rendered]:
     ds = pixels.read(file, limits)
     frames = Frames(ds, limits)
     for number in range(1, frames.count + 1):
+        if number > limits.max_frames:
+            yield Rendered(number, None, f"at most {limits.max_frames} frames (prepare.max_frames)")
+            return
         try:
             shown = to_8_bits(show(ds, frames, number))
         except UnsupportedPixels as error:
             yield Rendered(number, None, str(error))
+            if error.code == "truncated":  # those after it are missing, too
+                return
             continue
         picture = cv2.cvtColor(shown, cv2.COLOR_RGB2BGR) if shown.ndim == 3 else shown
         path = out.with_name(f"{out.name}.{number}.png")

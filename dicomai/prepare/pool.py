@@ -1,11 +1,14 @@
 """Decoding processes: an image that crashes, hangs or floods its decoder costs that image.
 
     parent                         child: python -m dicomai.prepare.pool FD BYTES
+                            <-     ("ready",)
     (function, arguments)   ->
                             <-     ("item", what the generator yields) ... ("end",)
                                    or ("rejected", code, reason), ("disk", error number, words)
 
 Children are started when they are needed and again when they have died. They never import torch.
+What is not the image's fault is an OSError, and the study waits: a child that does not start, is
+told to stop, or cannot read the disk.
 """
 
 import contextlib
@@ -29,6 +32,8 @@ import cv2
 from dicomai.errors import Rejected, UnsupportedPixels
 
 MEGABYTE = 1 << 20
+START_SECONDS = 60.0
+STOPPED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # by a person or the system, not the image
 PR_SET_PDEATHSIG = 1
 
 # The processes are the parallelism. And glibc gives every large array back to the kernel, only to
@@ -87,14 +92,13 @@ class Pool:
             return error
 
     def _run(self, work: Work, call: tuple[Any, ...]) -> list[Any]:
-        child = getattr(self._mine, "child", None)
-        if child is None:
-            child = self._mine.child = _Child(self._memory_megabytes)
-            self._children.append(child)
+        child = self._child()
         try:
             return child.run(work, call, self._timeout_seconds)
         except (EOFError, ConnectionError):
             code = self._lose(child)
+            if -code in STOPPED:
+                raise OSError(f"a decoding process was told to stop (signal {-code})") from None
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             raise UnsupportedPixels(f"the decoder crashed ({how})", "decoder-crashed") from None
         except TimeoutError:
@@ -104,6 +108,18 @@ class Pool:
                 "(prepare.timeout_seconds)",
                 "decoder-hung",
             ) from None
+
+    def _child(self) -> "_Child":
+        """This thread's process, started where there is none or it died between two images."""
+        child: _Child | None = getattr(self._mine, "child", None)
+        if child is not None and child.is_alive:
+            return child
+        if child is not None:
+            self._lose(child)
+        child = self._mine.child = _Child(self._memory_megabytes)
+        self._children.append(child)
+        child.wait_ready()
+        return child
 
     def _lose(self, child: "_Child") -> int:
         """The next call gets a new process; returns this one's exit code."""
@@ -126,6 +142,21 @@ class _Child:
                 env={**os.environ, **ENVIRONMENT},
             )
         self._connection = Connection(ours.detach())
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can be given work."""
+        return self._process.poll() is None
+
+    def wait_ready(self) -> None:
+        """Raises OSError where it does not start."""
+        try:
+            if self._connection.poll(START_SECONDS) and self._connection.recv() == ("ready",):
+                return
+        except (EOFError, ConnectionError):
+            pass
+        self.kill()
+        raise OSError("a decoding process does not start: is the installation whole?")
 
     def run(self, work: Work, call: tuple[Any, ...], timeout_seconds: float) -> list[Any]:
         self._connection.send((work, call))
@@ -168,6 +199,7 @@ class _Child:
 
 def _serve(connection: Connection) -> None:
     """The child: do what is asked until the parent goes."""
+    connection.send(("ready",))
     while True:
         try:
             work, call = connection.recv()
@@ -198,9 +230,10 @@ def _answer(connection: Connection, work: Work, call: tuple[Any, ...]) -> tuple[
 def main() -> None:
     """Entry point of the child."""
     descriptor, memory = int(sys.argv[1]), int(sys.argv[2])
-    # A terminal's Ctrl-C goes to the whole group; the parent decides when this ends. A parent that
-    # is killed cannot; then the kernel does (prctl(2)).
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A terminal's Ctrl-C goes to the whole group, systemd's stop to the whole unit; the parent
+    # decides when this ends. A parent that is killed cannot; then the kernel does (prctl(2)).
+    for number in STOPPED:
+        signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
