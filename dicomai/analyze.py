@@ -3,6 +3,7 @@
 select -> Frame -> predict -> Prediction -> Finding -> Result files
 """
 
+import dataclasses
 import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from dicomai.study import (
     Score,
     Study,
 )
+
+FRAMES_AT_ONCE = 16
 
 Predict = Callable[[Float32], tuple[Float32, Float32]]
 # Of each instance in turn: its header and its frames (prepare.image), or why there are none.
@@ -65,18 +68,45 @@ def analyze(study: Study, scorer: Scorer, context: Context) -> Analysis:
     Writes the result files below context.out; they mean nothing before the caller's commit.
     """
     headers: dict[str, Dataset] = {}
-    frames: list[Frame] = []
     exclusions: list[Exclusion] = []
+    waiting: list[Frame] = []
+    predictions: list[Prediction] = []
+    overlays: list[Result] = []
+
+    def finish() -> None:
+        """Score and draw what waits, then forget the pictures: a study may have thousands."""
+        for item in score_frames(waiting, scorer, context):
+            overlays.append(write_overlay(headers, find(item, scorer.model), scorer, context))
+            predictions.append(Prediction(without_pictures(item.frame), item.score))
+        waiting.clear()
+
     for instance, prepared in zip(study.instances, scorer.prepare(study.instances), strict=True):
         if isinstance(prepared, Rejected):
             exclusions.append(Exclusion(instance, prepared.code, str(prepared)))
             continue
         headers[instance.sop_instance_uid], *shown = prepared
-        frames += shown
-    predictions = tuple(score_frames(frames, scorer, context))
+        waiting += shown
+        if len(waiting) >= FRAMES_AT_ONCE:
+            finish()
+    finish()
     findings = tuple(finding for item in predictions for finding in find(item, scorer.model))
-    results = write_results(headers, findings, scorer, context) if findings else ()
-    return Analysis(study, scorer.model, predictions, findings, tuple(exclusions), results)
+    report = (write_report(headers, findings, scorer, context),) if findings else ()
+    return Analysis(
+        study,
+        scorer.model,
+        tuple(predictions),
+        findings,
+        tuple(exclusions),
+        (*overlays, *report),
+    )
+
+
+def without_pictures(frame: Frame) -> Frame:
+    """What the report and the database need to know of a frame."""
+    # Copies: a view would keep the whole array.
+    return dataclasses.replace(
+        frame, pixels=frame.pixels[:0].copy(), display=frame.display[:0].copy()
+    )
 
 
 def score_frames(frames: list[Frame], scorer: Scorer, context: Context) -> list[Prediction]:
@@ -122,24 +152,23 @@ def local(cells: Float32, bias: float) -> Float32:
     return np.asarray(1 / (1 + np.exp(-np.clip(cells + bias, -30, 30))), np.float32)
 
 
-def write_results(
+def write_overlay(
+    headers: dict[str, Dataset], findings: list[Finding], scorer: Scorer, context: Context
+) -> Result:
+    """A Secondary Capture of one image, of its most probable finding."""
+    top = max(findings, key=lambda item: item.probability)
+    uid = top.frame.source.sop_instance_uid
+    heat = geometry.spread(top.cells, top.frame.letterbox)
+    overlay = capture.capture(headers[uid], top, heat, scorer.model, scorer.engine)
+    return _write(overlay, "sc", uid, context.out)
+
+
+def write_report(
     headers: dict[str, Dataset], findings: tuple[Finding, ...], scorer: Scorer, context: Context
-) -> tuple[Result, ...]:
-    """One Secondary Capture an image, one Structured Report for all."""
-    images: dict[tuple[str, int], list[Finding]] = {}
-    for item in findings:
-        key = (item.frame.source.sop_instance_uid, item.frame.number)
-        images.setdefault(key, []).append(item)
-    results = []
-    for (uid, _), group in images.items():
-        top = max(group, key=lambda item: item.probability)
-        # At the image's size, so only one at a time.
-        heat = geometry.spread(top.cells, top.frame.letterbox)
-        overlay = capture.capture(headers[uid], top, heat, scorer.model, scorer.engine)
-        results.append(_write(overlay, "sc", uid, context.out))
+) -> Result:
+    """One Structured Report for all."""
     document = sr.report(headers, findings, scorer.model, scorer.engine, context.predecessor)
-    results.append(_write(document, "sr", None, context.out))
-    return tuple(results)
+    return _write(document, "sr", None, context.out)
 
 
 def _write(ds: Dataset, kind: str, source: str | None, out: Path) -> Result:

@@ -39,9 +39,8 @@ PARSER_ERRORS = (
     ValueError,
     zlib.error,
 )
-PIXELS = Tag(0x7FE0, 0x0008)
 # Where a deflated dataset keeps its identifying attributes.
-HEAD_BYTES = 16 << 20
+HEAD_BYTES = 64 << 20
 # What pydicom inflates without bounds, and what it reads wrongly.
 BY_HAND = {DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian}
 UNDEFINED_LENGTH = 0xFFFFFFFF
@@ -95,17 +94,18 @@ def _parse_big_endian(
 
 
 def parse_head(data: bytes, syntax: UID, tags: Collection[int]) -> Dataset:
-    """The elements named by tags of an encoded dataset, no further than the pixels.
+    """The elements named by tags of an encoded dataset, no further than the last of them.
 
     Raises one of PARSER_ERRORS. Of a deflated dataset no more is inflated than a header needs.
     """
     if syntax == DeflatedExplicitVRLittleEndian:
         data = inflate(data, HEAD_BYTES)
-    return parse(data, syntax, _at_pixels, tags)
+    return parse(data, syntax, _after(tags), tags)
 
 
-def _at_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
-    return bool(tag >= PIXELS)
+def _after(tags: Collection[int]) -> StopWhen:
+    last = max(tags)
+    return lambda tag, _vr, _length: bool(tag > last)
 
 
 def inflate(data: bytes, limit: int) -> bytes:
@@ -113,19 +113,19 @@ def inflate(data: bytes, limit: int) -> bytes:
     return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, limit)
 
 
-def parse_file(path: Path, data: bytes, max_bytes: int) -> Dataset:
-    """Parse a DICOM file that has been read, also one without preamble or file meta information.
+def parse_file(path: Path, max_bytes: int) -> Dataset:
+    """Parse a DICOM file, also one without preamble or file meta information.
 
     max_bytes: what a deflated dataset may become. Raises TooLarge for more, InvalidDicomError where
-    it is no DICOM file, or one of PARSER_ERRORS.
+    it is no DICOM file, OSError, or one of PARSER_ERRORS.
     """
     meta = _file_meta(path)
     if meta is None:
-        return _parse_bare(data)
+        return _parse_bare(path)
     syntax = UID(str(meta.get("TransferSyntaxUID") or ""))
     if syntax not in BY_HAND:
-        return pydicom.dcmread(io.BytesIO(data))
-    dataset = _after_meta(data, meta)
+        return pydicom.dcmread(path)
+    dataset = _after_meta(path.read_bytes(), meta)
     if syntax == DeflatedExplicitVRLittleEndian:
         dataset = inflate(dataset, max_bytes + 1)
         if len(dataset) > max_bytes:
@@ -137,15 +137,15 @@ def parse_file(path: Path, data: bytes, max_bytes: int) -> Dataset:
     return ds
 
 
-def parse_file_head(path: Path, data: bytes, tags: Collection[int]) -> Dataset:
-    """The same for the elements named by tags, no further than the pixels."""
+def parse_file_head(path: Path, tags: Collection[int]) -> Dataset:
+    """The same for the elements named by tags, no further than the last of them."""
     meta = _file_meta(path)
     if meta is None:
-        return _parse_bare(data, tags)
+        return _parse_bare(path, tags)
     syntax = UID(str(meta.get("TransferSyntaxUID") or ""))
     if syntax not in BY_HAND:
-        return pydicom.dcmread(io.BytesIO(data), specific_tags=[*tags], stop_before_pixels=True)
-    ds = parse_head(_after_meta(data, meta), syntax, tags)
+        return pydicom.dcmread(path, specific_tags=[*tags], stop_before_pixels=True)
+    ds = parse_head(_after_meta(path.read_bytes(), meta), syntax, tags)
     ds.file_meta = meta
     return ds
 
@@ -157,12 +157,15 @@ def _file_meta(path: Path) -> FileMetaDataset | None:
         return None
 
 
-def _parse_bare(data: bytes, tags: Collection[int] = ()) -> Dataset:
-    """A dataset alone, as old modalities write it to disk."""
-    ds = pydicom.dcmread(io.BytesIO(data), force=True, specific_tags=[*tags] or None)
-    if "SOPClassUID" not in ds:  # what comes out of any other file
-        raise InvalidDicomError("it has no DICM prefix")
-    return ds
+def _parse_bare(path: Path, tags: Collection[int] = ()) -> Dataset:
+    """A dataset alone, as old modalities write it to disk; it begins with group 0002 or 0008."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start in {b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08"}:
+        ds = pydicom.dcmread(path, force=True, specific_tags=[*tags] or None)
+        if "SOPClassUID" in ds:  # what no other file gives
+            return ds
+    raise InvalidDicomError("it has no DICM prefix")
 
 
 def _after_meta(data: bytes, meta: FileMetaDataset) -> bytes:

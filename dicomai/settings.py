@@ -62,8 +62,8 @@ class Prepare(_Section):
 
     workers: int = Field(default=2, ge=1)
     timeout_seconds: float = Field(default=60.0, gt=0)
-    memory_megabytes: int = Field(default=1024, ge=256)
-    max_megabytes: int = Field(default=1024, ge=1)
+    memory_megabytes: int = Field(default=1536, ge=256)
+    max_megabytes: int = Field(default=512, ge=1)
     max_pixels: int = Field(default=64_000_000, ge=1)
     max_frames: int = Field(default=2000, ge=1)
 

@@ -64,9 +64,11 @@ class Worker:
         deadline = time.monotonic() + FINISH_SECONDS
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-        for claim in list(self._held.values()):
-            queue.release_study(self._database, claim)
-        self._pool.close()  # only now: what it ends is nobody's any more
+        try:
+            for claim in list(self._held.values()):
+                queue.release_study(self._database, claim)
+        finally:
+            self._pool.close()  # only now: what it ends is nobody's any more
 
     def _step(self) -> bool:
         claim = self._claim()

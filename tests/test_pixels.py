@@ -268,6 +268,16 @@ def test_a_voi_lut_goes_before_a_window() -> None:
     shows(ds, table[RAMP] / 4095)
 
 
+def test_a_voi_lut_after_a_modality_lut_begins_with_an_unsigned_value() -> None:
+    signed = RAMP.astype(np.int16) - 2048
+    modality = np.linspace(0, 65535, 4096).astype(int)
+    voi = np.arange(4096)
+    ds = image(signed, ModalityLUTSequence=[lut(modality, -2048, 16, vr="SS")])
+    ds.VOILUTSequence = [lut(voi, 40000, 12)]
+    given = modality[signed.astype(int) + 2048]
+    shows(ds, np.clip(given - 40000, 0, 4095) / 4095)
+
+
 # Padding
 
 
@@ -280,6 +290,16 @@ def test_padding_is_black_and_outside_the_statistics(photometric: str) -> None:
     inside = own_range(pixels[1:-1])
     expected = np.zeros(pixels.shape)
     expected[1:-1] = 1 - inside if photometric == "MONOCHROME1" else inside
+    shows(ds, expected)
+
+
+def test_padding_that_was_read_as_signed_is_that_of_unsigned_pixels() -> None:
+    pixels = RAMP + np.uint16(100)
+    pixels[0] = 65536 - 2000
+    ds = image(pixels, bits=16)
+    ds.add_new("PixelPaddingValue", "SS", -2000)
+    expected = np.zeros(pixels.shape)
+    expected[1:] = own_range(pixels[1:])
     shows(ds, expected)
 
 

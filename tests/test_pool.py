@@ -1,11 +1,13 @@
 """Decoding processes: what one image does to its decoder, no other image feels."""
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import make
@@ -55,6 +57,29 @@ def slowly(seconds: float, items: int) -> Iterator[int]:
 def flood(megabytes: int) -> Iterator[int]:
     """Take memory, every page of it."""
     yield len(bytearray(megabytes << 20))
+
+
+class Unreadable:
+    """What cannot be unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return int, ("no number",)
+
+
+def unreadable() -> Iterator[object]:
+    """Then more that nobody waits for."""
+    yield Unreadable()
+    yield "left over"
+
+
+def stall(then: int) -> Iterator[object]:
+    """The first half of a message, then silence or death."""
+    descriptor = int(sys.argv[1])
+    os.write(descriptor, (1_000_000).to_bytes(4, "big") + b"half")
+    if then:
+        os.kill(os.getpid(), then)
+    time.sleep(600)
+    yield 1
 
 
 def refuse() -> Iterator[int]:
@@ -145,6 +170,64 @@ def test_a_decoder_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch) -> Non
         assert "1 seconds (prepare.timeout_seconds)" in words
         assert time.monotonic() - started < 3
         assert only(pool, echo, 1) == [1]
+
+
+def test_a_message_that_stops_in_its_middle_is_a_decoder_that_hangs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    with Pool(1, timeout_seconds=1.0, memory_megabytes=512) as pool:
+        only(pool, echo)
+        started = time.monotonic()
+        assert reason(only(pool, stall, 0))[0] == "decoder-hung"
+        assert time.monotonic() - started < 4
+
+
+def test_a_process_killed_in_the_middle_of_a_message_is_a_crash(pool: Pool) -> None:
+    code, words = reason(only(pool, stall, int(signal.SIGKILL)))
+    assert code == "decoder-crashed"
+    assert "SIGKILL" in words
+    assert only(pool, echo, 1) == [1]
+
+
+def test_what_is_left_over_of_one_image_never_answers_for_the_next(pool: Pool) -> None:
+    with pytest.raises(ValueError, match="no number"):
+        only(pool, unreadable)
+    assert only(pool, echo, "innocent") == ["innocent"]
+
+
+def test_closing_while_a_process_starts_does_not_wait_for_its_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    for pause in (0.0, 0.05, 0.3):
+        pool = Pool(1, timeout_seconds=30.0, memory_megabytes=512)
+        work = threading.Thread(target=swallow, args=(pool,))
+        work.start()
+        time.sleep(pause)
+        started = time.monotonic()
+        pool.close()
+        assert time.monotonic() - started < 3
+        work.join(5)
+
+
+def swallow(pool: Pool) -> None:
+    """Whatever comes of work in a pool that is closed."""
+    with contextlib.suppress(OSError, CancelledError, RuntimeError):
+        only(pool, hang)
+
+
+def test_no_more_is_begun_than_the_processes_can_do(pool: Pool) -> None:
+    begun = []
+
+    def calls() -> Iterator[tuple[int]]:
+        for number in range(10):
+            begun.append(number)
+            yield (number,)
+
+    answers = pool.map(echo, calls())
+    next(answers)
+    assert len(begun) == 2  # one in hand, one ahead
 
 
 def test_the_time_limit_is_for_each_frame_not_for_the_object(

@@ -119,6 +119,40 @@ def test_view_and_region_may_be_coded_or_follow_from_the_orientation(
 @pytest.mark.parametrize(
     ("attributes", "expected"),
     [
+        ({"BodyPartExamined": "CHEST_PA"}, None),
+        ({"BodyPartExamined": "PORT CHEST"}, None),
+        ({"BodyPartExamined": "CHEST 2 VIEW"}, None),
+        ({"BodyPartExamined": "CHEST ABDOMEN"}, "wrong-body-part"),
+        ({"ViewPosition": "PA ERECT"}, None),
+        ({"ViewPosition": "CHEST LAT"}, "wrong-view"),
+        ({"ViewPosition": "LLO"}, "wrong-view"),
+        ({**coded("99X", "Postero-anterior")}, None),
+        ({"ViewPosition": None, "SeriesDescription": "CHEST LAT", **UNCODED}, "wrong-view"),
+        ({"ViewPosition": None, "SeriesDescription": "Thorax seitl.", **UNCODED}, "wrong-view"),
+        ({"ViewPosition": None, "SeriesDescription": "CHEST PA/LAT", **UNCODED}, None),
+        ({"ViewPosition": None, "PatientOrientation": ["PL", "F"], **UNCODED}, "wrong-view"),
+        (coded("74101002", "Both lungs", "AnatomicRegionSequence"), None),
+    ],
+)
+def test_what_devices_write_beside_the_standards_words_is_understood(
+    attributes: dict[str, Any], expected: str | None
+) -> None:
+    accepts = make.accepts(body_parts=("CHEST", "LUNG", ""))
+    assert code(make.chest_radiograph(**attributes), accepts) == expected
+
+
+def test_a_reason_quotes_no_damaged_value() -> None:
+    ds = make.chest_radiograph()
+    for value in ("DOE^JOHN", "X" * 1_000_000):
+        ds.add_new("BodyPartExamined", "LO", value)
+        refusal = why_not(ds, CHEST)
+        assert refusal is not None
+        assert refusal[1].startswith("body part something else: ")
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
         ({"PatientAge": "047Y"}, None),
         ({"PatientAge": "017Y"}, "paediatric"),
         ({"PatientAge": "011M"}, "paediatric"),

@@ -11,7 +11,7 @@ from dicomai.cli.options import Config, Format, FormatOption, load, show
 from dicomai.cli.results import COLUMNS
 from dicomai.errors import Misuse, NotDicom, Rejected
 from dicomai.infer import package
-from dicomai.prepare import image
+from dicomai.prepare import image, pixels
 from dicomai.prepare.pool import Pool
 from dicomai.receive import inbox
 from dicomai.roles import decoding_pool, limits, model_folders, preparer
@@ -86,8 +86,9 @@ def _analyze(settings: Settings, pool: Pool, files: list[Path], out: Path) -> li
     studies: dict[str, list[Instance]] = {}
     for file in files:
         try:
+            pixels.require_size(file, limits(settings))
             header, instance, _ = inbox.read_file(file)
-        except NotDicom as error:
+        except Rejected as error:
             rows.append(_refused(file, error))
         else:
             studies.setdefault(header.study_instance_uid, []).append(instance)

@@ -37,7 +37,12 @@ from dicomai.parse import transfer_syntax_uid
 from dicomai.study import Limits
 
 DeflatedImageFrame = UID("1.2.840.10008.1.2.8.1")  # PS3.5 A.4.13; pydicom 3.0 does not name it
+EncapsulatedUncompressed = UID("1.2.840.10008.1.2.1.98")  # PS3.5 A.4.11
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+
+# Photometric Interpretation (PS3.3 C.7.6.3.1.2); the retired ones are not shown.
+GREY = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
+COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
 
 Array = NDArray[Any]
 
@@ -47,13 +52,14 @@ class Stored:
     """One frame as it was stored.
 
     cells: (rows, columns), or (rows, columns, 3) in RGB; the value lies in the bits bits from
-    shift on, what lies above and below them does not count (PS3.5 8.1.1)
+    shift on, what lies above and below them does not count (PS3.5 8.1.1); depth: Bits Stored
     """
 
     cells: Array
     bits: int
     shift: int
     signed: bool
+    depth: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,7 @@ class Header:
     components: int
     precision: int
     is_rgb: bool | None = None
+    lossless: bool = False
 
 
 def layout(ds: Dataset, limits: Limits) -> Layout:
@@ -107,6 +114,11 @@ def layout(ds: Dataset, limits: Limits) -> Layout:
     photometric = str(ds.get("PhotometricInterpretation") or "").strip()
     if not photometric:
         raise UnsupportedPixels("Photometric Interpretation is missing")
+    if photometric not in (GREY if samples == 1 else COLOUR):
+        raise UnsupportedPixels(
+            f"{samples} samples a pixel can be {', '.join(GREY if samples == 1 else COLOUR)}; "
+            "Photometric Interpretation says something else"
+        )
     return Layout(
         values["Rows"],
         values["Columns"],
@@ -157,6 +169,11 @@ class Frames:
                 "decoders for " + ", ".join(uid.name for uid in DECODERS)
             )
 
+    @property
+    def display_bytes(self) -> int:
+        """What one frame takes as shown, 8 bits a sample."""
+        return self._layout.rows * self._layout.columns * self._layout.samples
+
     def decode(self, number: int) -> Stored:
         """Frame number, from 1."""
         if not self._compressed:
@@ -188,7 +205,10 @@ class Frames:
                 "truncated",
             )
         if shape.allocated == 1:  # pydicom 3.0 loses the last bits of some frames
-            return _stored(_unpack(self._element.value, bits * (number - 1), shape), shape)
+            data = self._element.value
+            if not self._syntax.is_little_endian and self._element.VR == "OW":
+                data = np.frombuffer(data[: len(data) // 2 * 2], "u2").byteswap().tobytes()
+            return _stored(_unpack(data, bits * (number - 1), shape), shape)
         options: Any = {
             "view_only": True,  # the look-up table takes care of unused bits, without a copy
             "correct_unused_bits": False,
@@ -234,9 +254,9 @@ def _stored(cells: Array, shape: Layout, precision: int | None = None) -> Stored
     if not cells.dtype.isnative:
         cells = cells.astype(cells.dtype.newbyteorder("="))
     if precision is not None:
-        return Stored(cells, precision, 0, shape.signed)
+        return Stored(cells, precision, 0, shape.signed, shape.stored)
     shift = max(0, min(shape.high + 1, shape.allocated) - shape.stored)
-    return Stored(cells, shape.stored, shift, shape.signed)
+    return Stored(cells, shape.stored, shift, shape.signed, shape.stored)
 
 
 def _rgb(cells: Array, shape: Layout) -> Array:
@@ -259,13 +279,14 @@ class Decoder:
 
     header: reads the code stream's own account; None where it has none
     run: (code stream, layout, header) to cells
-    from_header: the cells are those of a native image, as Bits Stored describes them
+    exact: the cells are those of a native image, as Bits Stored and High Bit describe them;
+    otherwise they may lie somewhat outside, and are values as they are
     """
 
     library: str
     run: Callable[[bytes, Layout, Header | None], Array]
     header: Callable[[bytes], Header] | None
-    from_header: bool
+    exact: bool
 
     def decode(self, stream: bytes, shape: Layout) -> Stored:
         """One code stream; refused where it is not the image that the header describes."""
@@ -280,11 +301,16 @@ class Decoder:
                 f"{header.components} samples, the header says {shape.rows} x {shape.columns} of "
                 f"{shape.samples}"
             )
-        cells = self.run(stream, shape, header)
+        try:
+            cells = self.run(stream, shape, header)
+        except (RuntimeError, ValueError) as error:
+            raise UnsupportedPixels(f"{self.library} cannot decode the frame ({error})") from error
         wanted = (shape.rows, shape.columns) + ((3,) if shape.samples == 3 else ())
         if cells.shape != wanted:
             raise UnsupportedPixels(f"the decoder gave {cells.shape} instead of {wanted}")
-        precision = None if self.from_header or header is None else header.precision
+        precision = None
+        if header is not None and (not self.exact or header.precision < shape.stored):
+            precision = header.precision
         return _stored(cells, shape, precision)
 
 
@@ -292,6 +318,9 @@ def _jpeg(stream: bytes, shape: Layout, header: Header | None) -> Array:
     """JPEG of 8, 12 and up to 16 bits; colour comes out as RGB."""
     if shape.samples == 1:
         return imagecodecs.jpeg8_decode(stream)
+    if header and header.lossless:  # libjpeg-turbo does not convert colour there
+        cells = imagecodecs.jpeg8_decode(stream, colorspace="RGB", outcolorspace="RGB")
+        return _rgb(cells, shape)
     # Photometric Interpretation decides (PS3.5 8.2.1), unless the stream says what it is.
     says = header.is_rgb if header else None
     is_rgb = shape.photometric == "RGB" if says is None else says
@@ -313,6 +342,14 @@ def _rle(stream: bytes, shape: Layout, _header: Header | None) -> Array:
     dtype = np.dtype(f"u{max(1, shape.allocated // 8)}")
     planes = imagecodecs.dicomrle_decode(stream, dtype, out=shape.frame_bytes)
     return _native_cells(np.frombuffer(planes, np.uint8), shape, planar=True)
+
+
+def _encapsulated(stream: bytes, shape: Layout, _header: Header | None) -> Array:
+    """PS3.5 A.4.11: each fragment is a native frame."""
+    frame = np.frombuffer(stream, np.uint8)[: shape.frame_bytes]
+    if len(frame) < shape.frame_bytes:
+        raise UnsupportedPixels("a frame is truncated", "truncated")
+    return _native_cells(frame, shape, planar=False)
 
 
 def _deflated(stream: bytes, shape: Layout, _header: Header | None) -> Array:
@@ -347,6 +384,9 @@ def jpeg_header(stream: bytes) -> Header:
     jfif = adobe = None
     place = 2
     while stream[:2] == b"\xff\xd8" and place + 9 < len(stream):
+        if stream[place + 1] == 0xFF:  # fill bytes may precede a marker (T.81 B.1.1.2)
+            place += 1
+            continue
         marker, length = struct.unpack_from(">HH", stream, place)
         body = stream[place + 4 : place + 2 + length]
         if marker == 0xFFE0 and body.startswith(b"JFIF"):
@@ -368,7 +408,7 @@ def jpeg_header(stream: bytes) -> Header:
                 is_rgb = True
             elif jfif or adobe == 1:
                 is_rgb = False
-            return Header(rows, columns, components, precision, is_rgb)
+            return Header(rows, columns, components, precision, is_rgb, marker == 0xFFC3)
         place += 2 + length
     raise UnsupportedPixels("the compressed image has no frame header")
 
@@ -392,17 +432,18 @@ _TURBO = "imagecodecs (libjpeg-turbo)"
 _OPENJPEG = "imagecodecs (OpenJPEG)"
 _CHARLS = "imagecodecs (CharLS)"
 DECODERS: Mapping[UID, Decoder] = {
-    JPEGBaseline8Bit: Decoder(_TURBO, _jpeg, jpeg_header, from_header=False),
-    JPEGExtended12Bit: Decoder(_TURBO, _jpeg, jpeg_header, from_header=False),
-    JPEGLossless: Decoder(_TURBO, _jpeg, jpeg_header, from_header=True),
-    JPEGLosslessSV1: Decoder(_TURBO, _jpeg, jpeg_header, from_header=True),
-    JPEGLSLossless: Decoder(_CHARLS, _jpeg_ls, jpeg_header, from_header=False),
-    JPEGLSNearLossless: Decoder(_CHARLS, _jpeg_ls, jpeg_header, from_header=False),
-    JPEG2000Lossless: Decoder(_OPENJPEG, _jpeg_2000, jpeg_2000_header, from_header=False),
-    JPEG2000: Decoder(_OPENJPEG, _jpeg_2000, jpeg_2000_header, from_header=False),
-    HTJ2KLossless: Decoder(_OPENJPEG, _jpeg_2000, jpeg_2000_header, from_header=False),
-    HTJ2KLosslessRPCL: Decoder(_OPENJPEG, _jpeg_2000, jpeg_2000_header, from_header=False),
-    HTJ2K: Decoder(_OPENJPEG, _jpeg_2000, jpeg_2000_header, from_header=False),
-    RLELossless: Decoder("imagecodecs", _rle, None, from_header=True),
-    DeflatedImageFrame: Decoder("zlib", _deflated, None, from_header=True),
+    JPEGBaseline8Bit: Decoder(_TURBO, _jpeg, jpeg_header, exact=False),
+    JPEGExtended12Bit: Decoder(_TURBO, _jpeg, jpeg_header, exact=False),
+    JPEGLossless: Decoder(_TURBO, _jpeg, jpeg_header, exact=True),
+    JPEGLosslessSV1: Decoder(_TURBO, _jpeg, jpeg_header, exact=True),
+    JPEGLSLossless: Decoder(_CHARLS, _jpeg_ls, jpeg_header, exact=True),
+    JPEGLSNearLossless: Decoder(_CHARLS, _jpeg_ls, jpeg_header, exact=False),
+    JPEG2000Lossless: Decoder(_OPENJPEG, _jpeg_2000, jpeg_2000_header, exact=True),
+    JPEG2000: Decoder(_OPENJPEG, _jpeg_2000, jpeg_2000_header, exact=False),
+    HTJ2KLossless: Decoder(_OPENJPEG, _jpeg_2000, jpeg_2000_header, exact=True),
+    HTJ2KLosslessRPCL: Decoder(_OPENJPEG, _jpeg_2000, jpeg_2000_header, exact=True),
+    HTJ2K: Decoder(_OPENJPEG, _jpeg_2000, jpeg_2000_header, exact=False),
+    RLELossless: Decoder("imagecodecs", _rle, None, exact=True),
+    DeflatedImageFrame: Decoder("zlib", _deflated, None, exact=True),
+    EncapsulatedUncompressed: Decoder("numpy", _encapsulated, None, exact=True),
 }

@@ -15,6 +15,8 @@ from dicomai.prepare import geometry, pixels, select
 from dicomai.prepare.decoders import Frames
 from dicomai.study import Float32, Frame, Instance, Limits, Model, Preprocessing, UInt8
 
+NO_MEMORY = "needs more memory than a decoding process may have (prepare.memory_megabytes)"
+OPENCV_NO_MEMORY = -4  # cv::Error::StsNoMem
 LONGEST_VALUE = 1 << 16  # bytes
 FUNCTIONAL_GROUPS = 0x5200  # and what comes after them: waveforms, overlays, pixels
 
@@ -44,6 +46,11 @@ def prepare(instance: Instance, model: Model, limits: Limits) -> Iterator[Datase
     if len(wanted) > limits.max_frames:
         raise TooLarge(
             f"{len(wanted)} frames: at most {limits.max_frames} are taken (prepare.max_frames)"
+        )
+    if len(wanted) * frames.display_bytes > limits.max_bytes:
+        raise TooLarge(
+            f"{len(wanted)} frames of {ds.Rows} x {ds.Columns} pixels: at most {limits.max_bytes} "
+            "bytes are taken (prepare.max_megabytes)"
         )
     for number in wanted:
         shown = show(ds, frames, number)
@@ -100,11 +107,10 @@ def show(ds: Dataset, frames: Frames, number: int) -> Float32:
     except UnsupportedPixels:
         raise
     except MemoryError:
-        raise UnsupportedPixels(
-            "needs more memory than a decoding process may have (prepare.memory_megabytes)",
-            "too-large",
-        ) from None
+        raise TooLarge(NO_MEMORY) from None
     except pixels.DECODER_ERRORS as error:
+        if isinstance(error, cv2.error) and error.code == OPENCV_NO_MEMORY:
+            raise TooLarge(NO_MEMORY) from None
         where = f"frame {number} of {frames.count}: " if frames.count > 1 else ""
         raise UnsupportedPixels(
             f"{where}the pixel data cannot be decoded: {pixels.words(error)}"

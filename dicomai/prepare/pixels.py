@@ -44,29 +44,33 @@ def read(file: Path, limits: Limits) -> Dataset:
     Raises NotDicom, and TooLarge for what is larger than the limits.
     """
     try:
-        size = file.stat().st_size
-        if size > limits.max_bytes:
-            raise TooLarge(
-                f"a file of {size} bytes: at most {limits.max_bytes} are taken "
-                "(prepare.max_megabytes)"
-            )
-        data = file.read_bytes()
+        require_size(file, limits)
+        return parse_file(file, limits.max_bytes)
     except FileNotFoundError:
         raise NotDicom("the received file is gone: send it again and retry the study") from None
-    try:
-        return parse_file(file, data, limits.max_bytes)
     except InvalidDicomError as error:
         raise NotDicom("this is not a DICOM file: it has no DICM prefix") from error
-    except RecursionError:
-        raise NotDicom("sequences are nested too deep to be read") from None
     except PARSER_ERRORS as error:
+        if isinstance(error, OSError) and error.errno:  # the disk's, not pydicom's
+            raise
         raise NotDicom(f"cannot be parsed as DICOM: {words(error)}") from error
 
 
+def require_size(file: Path, limits: Limits) -> None:
+    """Raise TooLarge before a file is read."""
+    size = file.stat().st_size
+    if size > limits.max_bytes:
+        raise TooLarge(
+            f"a file of {size} bytes: at most {limits.max_bytes} are taken (prepare.max_megabytes)"
+        )
+
+
 def words(error: BaseException) -> str:
-    """An error in one line."""
+    """What went wrong, in a word or two: most errors' own words quote values, maybe a patient's."""
+    if isinstance(error, RecursionError):
+        return "sequences are nested too deep"
     lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return lines[0][:200] if isinstance(error, cv2.error) and lines else type(error).__name__
 
 
 def display(ds: Dataset, number: int, stored: Stored) -> Float32:
@@ -80,8 +84,6 @@ def display(ds: Dataset, number: int, stored: Stored) -> Float32:
         return _look_up(stored, _scale_to_white(stored))
     if photometric == "PALETTE COLOR":
         return _palette(ds, stored)
-    if photometric not in {"MONOCHROME1", "MONOCHROME2"}:
-        raise UnsupportedPixels(f"{photometric} of one sample a pixel cannot be shown")
     return _grey(of_frame(ds, number), stored)
 
 
@@ -112,24 +114,35 @@ def values_of(cells: Array, stored: Stored) -> Float64:
 
 
 def _scale_to_white(stored: Stored) -> Step:
-    white = 2.0**stored.bits - 1
+    white = 2.0**stored.depth - 1
     return lambda values: np.clip(values / white, 0, 1)
 
 
 def _palette(ds: Dataset, stored: Stored) -> Float32:
-    """PALETTE COLOR through its three LUTs, segmented ones too (PS3.3 C.7.9)."""
+    """PALETTE COLOR through its three LUTs, segmented ones too (PS3.3 C.7.6.3.1.5, C.7.9)."""
     cells = np.ascontiguousarray(stored.cells)
     if cells.dtype.kind == "f" or cells.dtype.itemsize > 2:
         raise UnsupportedPixels("PALETTE COLOR of more than 16 bits cannot be shown")
     cells = cells.view(f"u{cells.dtype.itemsize}")
     every = np.arange(1 << 8 * cells.dtype.itemsize, dtype=cells.dtype)
-    colours = apply_color_lut(values_of(every, stored).astype(np.int32), ds)[..., :3]
-    bits = 8 * colours.dtype.itemsize
-    declared = int(ds.RedPaletteColorLookupTableDescriptor[2])
+    values = values_of(every, stored)
+    if "SegmentedRedPaletteColorLookupTableData" in ds:
+        colours = apply_color_lut(values.astype(np.int32), ds)[..., :3].astype(np.float64)
+        colours /= (1 << int(ds.RedPaletteColorLookupTableDescriptor[2])) - 1
+    else:
+        planes = [_palette_plane(ds, name, values, stored) for name in ("Red", "Green", "Blue")]
+        colours = np.stack(planes, -1)
+    return np.asarray(colours.astype(np.float32)[cells])
+
+
+def _palette_plane(ds: Dataset, name: str, values: Float64, stored: Stored) -> Float64:
+    item = Dataset()
+    item.LUTDescriptor = ds[f"{name}PaletteColorLookupTableDescriptor"].value
+    item.add_new("LUTData", "OW", ds[f"{name}PaletteColorLookupTableData"].value)
+    table, first, bits = _lut(ds, item, stored.signed)
     # Some devices declare 16 bits and fill 8: the values themselves are right.
-    white = 255 if bits == 16 and declared == 16 and colours.max() < 256 else (1 << bits) - 1
-    table = (colours / white).astype(np.float32)
-    return np.asarray(table[cells])
+    white = 255 if bits == 16 and table.max() < 256 else (1 << bits) - 1
+    return table[_index(values, first, len(table))] / white
 
 
 # Grey
@@ -224,9 +237,11 @@ def _padding(ds: Dataset, stored: Stored) -> tuple[float, float] | None:
 
 
 def _signed(stored: Stored, value: int) -> int:
-    # Read with the wrong VR, a negative value comes as a large one.
-    bits = 8 * stored.cells.dtype.itemsize
-    return value - (1 << bits) if stored.signed and value >= 1 << (bits - 1) else value
+    # Read with the wrong VR, a negative value comes as a large one, and the other way round.
+    size = 1 << 8 * stored.cells.dtype.itemsize
+    if stored.signed:
+        return value - size if value >= size // 2 else value
+    return value + size if value < 0 else value
 
 
 def _modality(ds: Dataset, stored: Stored) -> Step:
@@ -242,7 +257,10 @@ def _modality(ds: Dataset, stored: Stored) -> Step:
 def _voi(ds: Dataset, stored: Stored) -> Step | None:
     """The first VOI LUT, else the first window (PS3.3 C.11.2); None where there is neither."""
     if ds.get("VOILUTSequence"):
-        signed = stored.signed or _decimal(ds, "RescaleIntercept", 0.0) < 0
+        # A modality LUT gives unsigned values (PS3.3 C.11.1.1.1).
+        signed = not ds.get("ModalityLUTSequence") and (
+            stored.signed or _decimal(ds, "RescaleIntercept", 0.0) < 0
+        )
         table, first, bits = _lut(ds, ds.VOILUTSequence[0], signed)
         white = (1 << bits) - 1
         return lambda values: table[_index(values, first, len(table))] / white
@@ -293,7 +311,7 @@ def _lut(ds: Dataset, item: Dataset, signed: bool) -> tuple[Float64, int, int]:
         packed = len(data) < 2 * entries
         entries_as_stored = np.frombuffer(data, np.uint8 if packed else np.dtype(f"{little}u2"))
     else:
-        entries_as_stored = np.atleast_1d(np.asarray(data, np.uint16))
+        entries_as_stored = np.atleast_1d(np.asarray(data, np.int64)).astype(np.uint16)
         if len(entries_as_stored) < entries <= 2 * len(entries_as_stored):
             entries_as_stored = entries_as_stored.view(np.uint8)  # two 8-bit entries in a word
     table = entries_as_stored[:entries].astype(np.float64)

@@ -18,12 +18,14 @@ import os
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -53,11 +55,14 @@ class Pool:
 
     def __init__(self, workers: int, timeout_seconds: float, memory_megabytes: int) -> None:
         """timeout_seconds: for each item that a piece of work yields."""
+        self._workers = workers
         self._timeout_seconds = timeout_seconds
         self._memory_megabytes = memory_megabytes
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         self._mine = threading.local()
         self._children: list[_Child] = []
+        self._lock = threading.Lock()
+        self._closed = False
 
     def __enter__(self) -> "Pool":
         return self
@@ -68,8 +73,10 @@ class Pool:
     def close(self) -> None:
         """End the processes, whatever they are doing."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        for child in list(self._children):
-            child.kill()
+        with self._lock:
+            self._closed = True
+            for child in self._children:
+                child.kill()
         self._threads.shutdown()
         for child in list(self._children):
             child.end()
@@ -81,9 +88,16 @@ class Pool:
     def map(self, work: Work, calls: Iterable[tuple[Any, ...]]) -> Iterator[list[Any] | Rejected]:
         """Do work(*call) for every call, in order: what it yields, or why it was refused.
 
-        Raises OSError where the disk failed.
+        No more is begun than the processes can do beside what the caller has in hand: what is done
+        takes memory. Raises OSError where the disk failed.
         """
-        return self._threads.map(lambda call: self._try(work, call), calls)
+        ahead: deque[Future[list[Any] | Rejected]] = deque()
+        for call in calls:
+            ahead.append(self._threads.submit(self._try, work, call))
+            if len(ahead) > self._workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
     def _try(self, work: Work, call: tuple[Any, ...]) -> list[Any] | Rejected:
         try:
@@ -94,20 +108,29 @@ class Pool:
     def _run(self, work: Work, call: tuple[Any, ...]) -> list[Any]:
         child = self._child()
         try:
-            return child.run(work, call, self._timeout_seconds)
-        except (EOFError, ConnectionError):
-            code = self._lose(child)
-            if -code in STOPPED:
-                raise OSError(f"a decoding process was told to stop (signal {-code})") from None
-            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            raise UnsupportedPixels(f"the decoder crashed ({how})", "decoder-crashed") from None
-        except TimeoutError:
+            answer, items = child.run(work, call, self._timeout_seconds)
+        except (TimeoutError, BlockingIOError):
             self._lose(child)
             raise UnsupportedPixels(
                 f"the decoder was stopped after {self._timeout_seconds:g} seconds "
                 "(prepare.timeout_seconds)",
                 "decoder-hung",
             ) from None
+        except (EOFError, OSError):
+            code = self._lose(child)
+            if -code in STOPPED:
+                raise OSError(f"a decoding process was told to stop (signal {-code})") from None
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            raise UnsupportedPixels(f"the decoder crashed ({how})", "decoder-crashed") from None
+        except BaseException:
+            self._lose(child)  # what it has still to say must not answer the next call
+            raise
+        match answer:
+            case ("rejected", code, reason):
+                raise UnsupportedPixels(reason, code)
+            case ("disk", number, reason):
+                raise OSError(number, reason)
+        return items
 
     def _child(self) -> "_Child":
         """This thread's process, started where there is none or it died between two images."""
@@ -116,23 +139,32 @@ class Pool:
             return child
         if child is not None:
             self._lose(child)
-        child = self._mine.child = _Child(self._memory_megabytes)
-        self._children.append(child)
+        with self._lock:
+            if self._closed:
+                raise OSError("the decoding processes have been ended")
+            child = self._mine.child = _Child(self._memory_megabytes, self._timeout_seconds)
+            self._children.append(child)
         child.wait_ready()
         return child
 
     def _lose(self, child: "_Child") -> int:
         """The next call gets a new process; returns this one's exit code."""
         self._mine.child = None
-        self._children.remove(child)
+        with self._lock:
+            if child in self._children:
+                self._children.remove(child)
         return child.end()
 
 
 class _Child:
     """One decoding process and the socket to it."""
 
-    def __init__(self, memory_megabytes: int) -> None:
+    def __init__(self, memory_megabytes: int, timeout_seconds: float) -> None:
         ours, theirs = socket.socketpair()
+        # A message that stops in its middle; poll() sees only its beginning.
+        limit = struct.pack("ll", int(timeout_seconds), int(timeout_seconds % 1 * 1e6))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            ours.setsockopt(socket.SOL_SOCKET, option, limit)
         command = [sys.executable, "-m", "dicomai.prepare.pool"]
         with theirs:
             self._process = subprocess.Popen(
@@ -158,22 +190,19 @@ class _Child:
         self.kill()
         raise OSError("a decoding process does not start: is the installation whole?")
 
-    def run(self, work: Work, call: tuple[Any, ...], timeout_seconds: float) -> list[Any]:
+    def run(
+        self, work: Work, call: tuple[Any, ...], timeout_seconds: float
+    ) -> tuple[tuple[Any, ...], list[Any]]:
+        """Its last word, and the items before it. Raises whatever the connection does."""
         self._connection.send((work, call))
-        items = []
+        items: list[Any] = []
         while True:
             if not self._connection.poll(timeout_seconds):
                 raise TimeoutError
             answer = self._connection.recv()
-            match answer:
-                case ("item", item):
-                    items.append(item)
-                case ("end",):
-                    return items
-                case ("rejected", code, reason):
-                    raise UnsupportedPixels(reason, code)
-                case ("disk", number, reason):
-                    raise OSError(number, reason)
+            if answer[0] != "item":
+                return answer, items
+            items.append(answer[1])
 
     @property
     def process_id(self) -> int:

@@ -9,8 +9,35 @@ from pydicom.uid import UID
 
 from dicomai.study import MANUFACTURER, Accepts
 
-VIEW_NAMES = {"LL": "left lateral", "RL": "right lateral", "LLD": "lateral", "RLD": "lateral"}
-# CID 4010 "DX View" as View Position (0018,5101) says it; SNOMED CT and the retired SRT codes.
+VIEW_NAMES = {"LL": "left lateral", "RL": "right lateral", "LATERAL": "lateral"}
+# View Position (0018,5101) as the standard writes it, by how devices and people write it.
+VIEW_WORDS = {
+    "PA": "PA",
+    "AP": "AP",
+    "POSTERO-ANTERIOR": "PA",
+    "POSTEROANTERIOR": "PA",
+    "ANTERO-POSTERIOR": "AP",
+    "ANTEROPOSTERIOR": "AP",
+    "LL": "LL",
+    "RL": "RL",
+    **dict.fromkeys(("LAT", "LATERAL", "LLD", "RLD", "PROFIL", "SEITLICH", "SEITL"), "LATERAL"),
+}
+LATERAL = {"LATERAL", "LL", "RL"}
+# What stands beside a body part and is none.
+NO_BODY_PART = {
+    "PORT",
+    "PORTABLE",
+    "BEDSIDE",
+    "ERECT",
+    "SUPINE",
+    "VIEW",
+    "XR",
+    "CR",
+    "DX",
+    "1",
+    "2",
+}
+# CID 4010 "DX View"; SNOMED CT and the retired SRT codes.
 VIEW_CODES = {
     "272479007": "PA",
     "R-10214": "PA",
@@ -27,6 +54,7 @@ REGION_CODES = {
     "51185008": "CHEST",
     "T-D3000": "CHEST",
     "39607008": "LUNG",
+    "74101002": "LUNG",
     "T-28000": "LUNG",
 }
 YEARS = {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0}
@@ -73,8 +101,13 @@ def _unlisted(
     listed = tuple(wanted)
     if not listed or found in listed:
         return None
-    name = (names or {}).get(found, found) or "not stated"
+    name = (names or {}).get(found) or _printable(found) or "not stated"
     return code, f"{what} {name}: the model accepts {', '.join(value for value in listed if value)}"
+
+
+def _printable(text: str) -> str:
+    """What a damaged header holds may be anybody's name: codes are short and plain."""
+    return text if re.fullmatch(r"[A-Z0-9 _,()/-]{0,32}", text.upper()) else "something else"
 
 
 def _wrong_sop_class(ds: Dataset, accepts: Accepts) -> Refusal | None:
@@ -82,7 +115,8 @@ def _wrong_sop_class(ds: Dataset, accepts: Accepts) -> Refusal | None:
     if not accepts.sop_classes or found in accepts.sop_classes:
         return None
     wanted = ", ".join(UID(uid).name for uid in accepts.sop_classes)
-    return "wrong-sop-class", f"{UID(found).name or 'no SOP Class'}: the model accepts {wanted}"
+    name = UID(found).name if UID(found).is_valid else "no SOP Class"
+    return "wrong-sop-class", f"{name}: the model accepts {wanted}"
 
 
 def _wrong_kind(ds: Dataset, accepts: Accepts) -> Refusal | None:
@@ -126,30 +160,56 @@ def _too_small(ds: Dataset, accepts: Accepts) -> Refusal | None:
 
 
 def view(ds: Dataset) -> str:
-    """View Position, else View Code Sequence, else what Patient Orientation tells, else empty."""
+    """View Position, else View Code Sequence, else what Patient Orientation or a text tells.
+
+    As View Position writes it; LATERAL where the side is not known; empty where nothing is.
+    """
     stated = str(ds.get("ViewPosition") or "").upper()
     if stated:
-        return stated
-    code = _code(ds, "ViewCodeSequence", VIEW_CODES)
-    if code:
-        return code
-    # A row that runs between front and back is seen from the side (PS3.3 C.7.6.1.1.1).
-    return "LATERAL" if _values(ds, "PatientOrientation")[0][:1] in {"A", "P"} else ""
+        return _view_in(stated) or stated
+    code, meaning = _code(ds, "ViewCodeSequence")
+    if code or meaning:
+        return VIEW_CODES.get(code) or _view_in(meaning) or meaning or code
+    # A row between front and back is seen from the side; "AL" and the like are oblique
+    # (PS3.3 C.7.6.1.1.1).
+    row = _values(ds, "PatientOrientation")[0]
+    if row[:1] in {"A", "P"}:
+        return "LATERAL" if len(row) == 1 else "OBLIQUE"
+    # Free text decides only against an image: a lateral view that is called so nowhere else.
+    texts = ("BodyPartExamined", "SeriesDescription", "ProtocolName")
+    found = {_view_in(str(ds.get(keyword) or "").upper()) for keyword in texts}
+    return "LATERAL" if found & LATERAL and not found & {"PA", "AP"} else ""
+
+
+def _view_in(text: str) -> str:
+    """The view that a text names, if it names one."""
+    found = {VIEW_WORDS[word] for word in _split(text) if word in VIEW_WORDS}
+    return found.pop() if len(found) == 1 else ""
+
+
+def _split(text: str) -> list[str]:
+    return [word for word in re.split(r"[^A-Z0-9-]+", text) if word]
 
 
 def body_part(ds: Dataset) -> str:
-    """Body Part Examined, else Anatomic Region Sequence, else empty."""
+    """Body Part Examined without view and circumstances, else Anatomic Region Sequence."""
     stated = str(ds.get("BodyPartExamined") or "").upper()
-    return stated or _code(ds, "AnatomicRegionSequence", REGION_CODES)
+    if stated:
+        if _printable(stated) != stated:
+            return stated
+        rest = [w for w in _split(stated) if w not in VIEW_WORDS and w not in NO_BODY_PART]
+        return " ".join(rest)
+    code, meaning = _code(ds, "AnatomicRegionSequence")
+    return REGION_CODES.get(code) or meaning or code
 
 
-def _code(ds: Dataset, keyword: str, names: dict[str, str]) -> str:
+def _code(ds: Dataset, keyword: str) -> tuple[str, str]:
+    """Value and meaning of the first item of a code sequence, empty where there is none."""
     items = ds.get(keyword)
     if not isinstance(items, Iterable) or not items:
-        return ""
+        return "", ""
     item = next(iter(items))
-    value = str(item.get("CodeValue") or "")
-    return names.get(value, str(item.get("CodeMeaning") or value).upper())
+    return str(item.get("CodeValue") or ""), str(item.get("CodeMeaning") or "").upper()
 
 
 def age_years(ds: Dataset) -> float | None:

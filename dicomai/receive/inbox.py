@@ -116,7 +116,7 @@ def read_file(path: Path) -> tuple[Header, Instance, int]:
     """A DICOM file from disk with its size. Raises NotDicom where it is none, or broken."""
     data = path.read_bytes()
     try:
-        ds = parse_file_head(path, data, WANTED)
+        ds = parse_file_head(path, WANTED)
         header = _header(ds)
         syntax = transfer_syntax_uid(ds)
         length = int(ds.file_meta.get("FileMetaInformationGroupLength", 0))
