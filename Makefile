@@ -5,7 +5,7 @@ VENV := .venv
 PEERS := orthanc orthanc-dicomweb dcmtk dicom3tools pixelmed-apps default-jre-headless postgresql
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check peers starter images mutants speed clean
+.PHONY: demo test check peers starter images mutants speed pointing clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/dicomai demo
@@ -45,6 +45,10 @@ mutants: $(VENV)/installed-test
 # How fast an image is prepared, beside the plain way; one thread each.
 speed: $(VENV)/installed-test
 	OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -W ignore tests/speed.py
+
+# Whether the starter's class maps point at the radiologists' boxes.
+pointing: $(VENV)/installed-test
+	$(VENV)/bin/python -W ignore tests/pointing.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

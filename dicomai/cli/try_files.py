@@ -29,6 +29,13 @@ def try_files(
         Path | None,
         typer.Option(help="write every frame as displayed, 8 bits, full size, to this folder"),
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="also write the map of every label, and what the network's channels respond to",
+        ),
+    ] = False,
     how: FormatOption = Format.TABLE,
 ) -> None:
     """Analyze DICOM files; writes overlays (also as PNG) and reports, needs no daemon.
@@ -44,7 +51,7 @@ def try_files(
     with decoding_pool(settings) as pool:
         if render is not None:
             _render(settings, pool, named, render)
-        rows = _analyze(settings, pool, files, out)
+        rows = _analyze(settings, pool, files, out, explain)
     columns = ["source", *COLUMNS, "reason_code", "reason"]
     if how is Format.TABLE:
         columns = ["source", "label", "probability", "threshold", "positive", "reason"]
@@ -81,7 +88,9 @@ def _render(settings: Settings, pool: Pool, files: dict[Path, Path], folder: Pat
                 typer.echo(f"not rendered: {file}, frame {frame.number}: {frame.reason}", err=True)
 
 
-def _analyze(settings: Settings, pool: Pool, files: list[Path], out: Path) -> list[dict[str, Any]]:
+def _analyze(
+    settings: Settings, pool: Pool, files: list[Path], out: Path, explain: bool
+) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     studies: dict[str, list[Instance]] = {}
     for file in files:
@@ -92,13 +101,14 @@ def _analyze(settings: Settings, pool: Pool, files: list[Path], out: Path) -> li
             rows.append(_refused(file, error))
         else:
             studies.setdefault(header.study_instance_uid, []).append(instance)
-    return rows + (_score(settings, pool, studies, out) if studies else [])
+    return rows + (_score(settings, pool, studies, out, explain) if studies else [])
 
 
 def _score(
-    settings: Settings, pool: Pool, studies: dict[str, list[Instance]], out: Path
+    settings: Settings, pool: Pool, studies: dict[str, list[Instance]], out: Path, explain: bool
 ) -> list[dict[str, Any]]:
     from dicomai.analyze import Context, Scorer, analyze  # torch, only where it is needed
+    from dicomai.explain import write_channels, write_label_maps
     from dicomai.infer.engine import Engine
 
     model = _newest(settings)
@@ -113,7 +123,12 @@ def _score(
         for result in done.results:
             if result.kind == "sc":
                 write_png(result.path)
+        if explain:
+            write_label_maps(done, scorer, out / uid)
         rows += _rows(done)
+    if explain:
+        typer.echo("looking for what the network's channels respond to", err=True)
+        write_channels(engine, model, out)
     return rows
 
 

@@ -11,6 +11,8 @@ STRENGTH = 0.5
 LEGIBLE = 256  # columns that the legend needs
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 WHITE, GREY, AMBER = (255, 255, 255), (170, 170, 170), (255, 190, 60)
+# Local probability, and the colour of the line around the places that reach it.
+CONTOURS = {0.25: GREY, 0.5: WHITE, 0.75: AMBER}
 
 
 def colours(heat: Float32) -> UInt8:
@@ -22,18 +24,32 @@ def colours(heat: Float32) -> UInt8:
 
 def blend(display: UInt8, heat: Float32) -> UInt8:
     """display (rows, columns) or RGB, heat (rows, columns) of 0 to 1; returns RGB."""
-    # Interpolated weights over three 8-bit channels: OpenCV does this without float64 copies.
-    weight = cv2.merge([np.clip(heat, 0, 1) * STRENGTH] * 3)
     image = display if display.ndim == 3 else cv2.cvtColor(display, cv2.COLOR_GRAY2RGB)
-    source = image.astype(np.float32)
-    colour = colours(heat).astype(np.float32)
-    mixed = source + (colour - source) * weight
-    return np.rint(mixed).astype(np.uint8)
+    weight = np.clip(heat, 0, 1) * np.float32(STRENGTH)
+    return np.asarray(cv2.blendLinear(image, colours(heat), 1 - weight, weight), np.uint8)
+
+
+def outline(picture: UInt8, heat: Float32) -> UInt8:
+    """Lines where heat, (rows, columns), reaches the fixed levels; the same on every image."""
+    picture = picture.copy()
+    thickness = max(1, round(picture.shape[1] / 900))
+    # Beyond the border as at it: lines along the border lie outside, and are not drawn.
+    margin = 2 * thickness + 1
+    around = cv2.copyMakeBorder(heat, margin, margin, margin, margin, cv2.BORDER_REPLICATE)
+    for level, colour in CONTOURS.items():
+        lines, _ = cv2.findContours(
+            (around >= level).astype(np.uint8),
+            cv2.RETR_LIST,
+            cv2.CHAIN_APPROX_SIMPLE,
+            offset=(-margin, -margin),
+        )
+        cv2.drawContours(picture, lines, -1, colour, thickness, cv2.LINE_AA)
+    return picture
 
 
 def draw(finding: Finding, heat: Float32, model: Model) -> UInt8:
     """The overlay with its legend below, so that no text covers the image: RGB."""
-    picture = blend(finding.frame.display, heat)
+    picture = outline(blend(finding.frame.display, heat), heat)
     missing = max(0, LEGIBLE - picture.shape[1])
     picture = np.pad(picture, ((0, 0), (missing // 2, missing - missing // 2), (0, 0)))
     return np.vstack([picture, legend(picture.shape[1], finding, model)])
@@ -67,8 +83,10 @@ def _statement(finding: Finding) -> str:
 
 
 def _fit(text: str, width: float) -> float:
-    (unit, _), _ = cv2.getTextSize(text, FONT, 1.0, 2)
-    return width / unit
+    """The scale at which a text is so wide, lines of their usual thickness included."""
+    scale = width / cv2.getTextSize(text, FONT, 1.0, 2)[0][0]
+    real = cv2.getTextSize(text, FONT, scale, max(1, round(scale * 1.6)))[0][0]
+    return scale * min(1.0, width / real)
 
 
 def _draw_scale(strip: UInt8, left: int, top: int, row: int, scale: float, thickness: int) -> None:
@@ -79,6 +97,9 @@ def _draw_scale(strip: UInt8, left: int, top: int, row: int, scale: float, thick
     bar = blend(np.full(ramp.shape, 110, np.uint8), ramp)
     start = left + round(scale * 60)
     strip[top : top + bar.shape[0], start : start + inner] = bar
+    for level, colour in CONTOURS.items():  # the lines in the picture
+        place = start + round(inner * level)
+        cv2.line(strip, (place, top), (place, top + row // 2 - 1), colour, max(2, thickness))
     base = top + row // 2
     cv2.putText(strip, "0 %", (left, base), FONT, scale, GREY, thickness, cv2.LINE_AA)
     text = "100 % local probability"

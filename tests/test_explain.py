@@ -1,0 +1,90 @@
+"""Pictures that explain: lines at fixed levels, every label's map, what channels respond to."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import cv2
+import make
+import numpy as np
+import pytest
+import torch
+from daemon import command
+from studies import model
+
+from dicomai.infer import features, package
+from dicomai.infer.engine import Engine
+from dicomai.report.overlay import CONTOURS, legend, outline
+from dicomai.settings import shipped
+from dicomai.study import Code, Finding, Frame, Instance, Label, Letterbox
+
+BLACK = np.zeros((200, 300, 3), np.uint8)
+
+
+def test_lines_stand_where_the_map_reaches_their_level() -> None:
+    heat = np.tile(np.linspace(0, 1, 300, dtype=np.float32), (200, 1))
+    picture = outline(BLACK, heat)
+    for level, colour in CONTOURS.items():
+        column = int(np.argmax(heat[0] >= level))
+        np.testing.assert_allclose(picture[100, column], colour, atol=40)  # drawn smoothly
+    assert not picture[:, 90:140].any()  # 0.30 to 0.47
+    assert not picture[:, [0, -1]].any()  # the image's own border is no line
+
+
+def test_a_map_below_every_level_has_no_line() -> None:
+    assert not outline(BLACK, np.full((200, 300), 0.2, np.float32)).any()
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    """The shipped model on the processor."""
+    return Engine(package.read(shipped("config/models/chest-starter/1")), "cpu")
+
+
+def test_the_channels_are_those_with_the_largest_weights(engine: Engine) -> None:
+    chosen = features.strongest_channels(engine, 0, 4)
+    weights = engine.network.head.weight.detach()[0]
+    assert [number for number, _ in chosen[:2]] == weights.topk(2).indices.tolist()
+    assert {number for number, _ in chosen[2:]} == set((-weights).topk(2).indices.tolist())
+    assert [value for _, value in chosen] == sorted((v for _, v in chosen), reverse=True)
+
+
+def test_a_picture_makes_its_channel_respond_more_than_noise_does(engine: Engine) -> None:
+    channels = [number for number, _ in features.strongest_channels(engine, 0, 2)]
+    pictures = features.respond_to(engine, channels, 1, steps=6)
+    assert pictures.shape == (2, features.SIZE, features.SIZE)
+    assert 0 <= pictures.min() < pictures.max() <= 1
+    torch.manual_seed(5)
+    noise = torch.randn((2, 1, features.SIZE, features.SIZE)) * 0.1
+    found = torch.atanh(torch.from_numpy(pictures)[:, None] * 2 - 1)
+    with torch.no_grad():
+        before = features.responses(engine, noise, channels)
+        after = features.responses(engine, found, channels)
+    assert (after > before).all()
+
+
+def test_try_explain_writes_a_map_for_each_label_and_one_sheet_of_channels(tmp_path: Path) -> None:
+    ds = make.chest_radiograph()
+    (file,) = make.save(tmp_path / "in", [ds])
+    config = tmp_path / "dicomai.toml"
+    config.write_text(f'data_dir = "{tmp_path}/data"\n')
+    done = command(config, "try", str(file), "--out", str(tmp_path / "out"), "--explain")
+    assert done.returncode == 0, done.stderr
+    name = f"{ds.SOPInstanceUID}.1.pneumonia.png"
+    picture = cv2.imread(str(tmp_path / "out" / str(ds.StudyInstanceUID) / name))
+    assert picture is not None
+    assert picture.shape[1] == 512
+    sheet = cv2.imread(str(tmp_path / "out" / "chest-starter.1.pneumonia.channels.png"))
+    assert sheet is not None
+    assert sheet.std() > 20
+
+
+def test_the_legend_keeps_its_text_inside_whatever_the_width() -> None:
+    label = Label("long", 0.5, Code("1", "99X", "Consolidation of the right upper lobe"))
+    source = Instance("1.2.1", "1.2", "1.2.2", "1.2.840.10008.1.2.1", Path("x.dcm"), "0")
+    nothing = np.zeros((1, 2, 2), np.float32)
+    frame = Frame(source, 1, nothing, np.zeros((2, 2), np.uint8), Letterbox(2, 2, 2, 0, 0, 2, 2))
+    finding = Finding(frame, label, 0.999, True, nothing[0], datetime(2026, 3, 29, tzinfo=UTC))
+    for width in (256, 300, 512, 1000, 2048, 3000):
+        strip = legend(width, finding, model())
+        assert strip.any()
+        assert not strip[:, -max(2, width // 100) :].any(), width
