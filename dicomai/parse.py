@@ -11,7 +11,7 @@ from pathlib import Path
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_dataset, read_file_meta_info, read_sequence
+from pydicom.filereader import read_dataset, read_preamble, read_sequence
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
     UID,
@@ -119,13 +119,15 @@ def parse_file(path: Path, max_bytes: int) -> Dataset:
     max_bytes: what a deflated dataset may become. Raises TooLarge for more, InvalidDicomError where
     it is no DICOM file, OSError, or one of PARSER_ERRORS.
     """
-    meta = _file_meta(path)
+    # From memory: a damaged length of 4 GB asks a file for 4 GB, and a buffer for what is left.
+    data = path.read_bytes()
+    meta, start = _file_meta(data)
     if meta is None:
-        return _parse_bare(path)
+        return _parse_bare(data)
     syntax = UID(str(meta.get("TransferSyntaxUID") or ""))
     if syntax not in BY_HAND:
-        return pydicom.dcmread(path)
-    dataset = _after_meta(path.read_bytes(), meta)
+        return pydicom.dcmread(io.BytesIO(data))
+    dataset = data[start:]
     if syntax == DeflatedExplicitVRLittleEndian:
         dataset = inflate(dataset, max_bytes + 1)
         if len(dataset) > max_bytes:
@@ -139,38 +141,37 @@ def parse_file(path: Path, max_bytes: int) -> Dataset:
 
 def parse_file_head(path: Path, tags: Collection[int]) -> Dataset:
     """The same for the elements named by tags, no further than the last of them."""
-    meta = _file_meta(path)
+    data = path.read_bytes()
+    meta, start = _file_meta(data)
     if meta is None:
-        return _parse_bare(path, tags)
+        return _parse_bare(data, tags)
     syntax = UID(str(meta.get("TransferSyntaxUID") or ""))
     if syntax not in BY_HAND:
-        return pydicom.dcmread(path, specific_tags=[*tags], stop_before_pixels=True)
-    ds = parse_head(_after_meta(path.read_bytes(), meta), syntax, tags)
+        head = io.BytesIO(data)
+        return pydicom.dcmread(head, specific_tags=[*tags], stop_before_pixels=True)
+    ds = parse_head(data[start:], syntax, tags)
     ds.file_meta = meta
     return ds
 
 
-def _file_meta(path: Path) -> FileMetaDataset | None:
+def _file_meta(data: bytes) -> tuple[FileMetaDataset | None, int]:
+    """File meta information (PS3.10 7.1) and where the dataset begins; None where it is missing."""
+    file = io.BytesIO(data)
     try:
-        return read_file_meta_info(path)
+        read_preamble(file, force=False)
     except InvalidDicomError:
-        return None
+        return None, 0
+    meta = read_dataset(file, False, True, stop_when=lambda tag, _vr, _length: tag >> 16 != 2)
+    return FileMetaDataset(meta), file.tell()
 
 
-def _parse_bare(path: Path, tags: Collection[int] = ()) -> Dataset:
+def _parse_bare(data: bytes, tags: Collection[int] = ()) -> Dataset:
     """A dataset alone, as old modalities write it to disk; it begins with group 0002 or 0008."""
-    with path.open("rb") as file:
-        start = file.read(2)
-    if start in {b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08"}:
-        ds = pydicom.dcmread(path, force=True, specific_tags=[*tags] or None)
+    if data[:2] in {b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08"}:
+        ds = pydicom.dcmread(io.BytesIO(data), force=True, specific_tags=[*tags] or None)
         if "SOPClassUID" in ds:  # what no other file gives
             return ds
     raise InvalidDicomError("it has no DICM prefix")
-
-
-def _after_meta(data: bytes, meta: FileMetaDataset) -> bytes:
-    # Preamble, prefix, the group length's own element, and what it counts (PS3.10 7.1).
-    return data[128 + 4 + 12 + int(meta.FileMetaInformationGroupLength) :]
 
 
 def transfer_syntax_uid(ds: Dataset) -> str:

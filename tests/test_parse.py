@@ -1,6 +1,7 @@
 """Datasets as they come: what pydicom does not read, or reads without bounds."""
 
 import io
+import resource
 import struct
 import time
 import zlib
@@ -117,6 +118,20 @@ def test_the_receiver_reads_no_further_than_the_attributes_that_it_wants() -> No
     header = inbox.parse(encoded(small(), ExplicitVRLittleEndian) + groups, ExplicitVRLittleEndian)
     assert header.study_instance_uid == "1.2.3"
     assert time.perf_counter() - started < 0.5
+
+
+def test_a_damaged_length_asks_for_no_more_than_there_is(tmp_path: Path) -> None:
+    dataset = encoded(small(), ExplicitVRLittleEndian)
+    dataset += struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, 0xFFFFFFF0) + b"1234"
+    file = written(tmp_path, ExplicitVRLittleEndian, dataset)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, hard))
+    try:
+        assert pixels.read(file, LIMITS).PixelData == b"1234"
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
 
 
 def test_a_file_larger_than_the_limit_is_refused_unread(tmp_path: Path) -> None:
