@@ -11,9 +11,11 @@ from concurrent.futures import CancelledError
 from pathlib import Path
 
 import make
+import numpy as np
 import pytest
 from peers import wait_until
 
+from dicomai.demo.radiographs import set_pixels
 from dicomai.errors import NotDicom, Rejected
 from dicomai.prepare import image
 from dicomai.prepare.pool import Pool
@@ -246,6 +248,16 @@ def test_memory_beyond_the_limit_is_refused_and_the_process_lives_on(pool: Pool)
     assert "prepare.memory_megabytes" in words
     assert only(pool, flood, 100) == [100 << 20]
     assert pool.process_ids() == [before]
+
+
+def test_an_image_that_needs_more_memory_than_allowed_says_so(tmp_path: Path) -> None:
+    ds = make.chest_radiograph()
+    set_pixels(ds, np.zeros((7000, 9000), np.uint8), bits_stored=8)  # 252 MB as float32
+    (file,) = make.save(tmp_path / "in", [ds])
+    with Pool(workers=1, timeout_seconds=20.0, memory_megabytes=320) as pool:
+        code, words = reason(only(pool, image.render, file, tmp_path / "out", LIMITS))
+    assert code == "too-large"
+    assert "prepare.memory_megabytes" in words
 
 
 def test_a_refusal_keeps_its_code_and_words(pool: Pool) -> None:

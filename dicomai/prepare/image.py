@@ -15,7 +15,6 @@ from dicomai.prepare import geometry, pixels, select
 from dicomai.prepare.decoders import Frames
 from dicomai.study import Float32, Frame, Instance, Limits, Model, Preprocessing, UInt8
 
-NO_MEMORY = "needs more memory than a decoding process may have (prepare.memory_megabytes)"
 OPENCV_NO_MEMORY = -4  # cv::Error::StsNoMem
 LONGEST_VALUE = 1 << 16  # bytes
 FUNCTIONAL_GROUPS = 0x5200  # and what comes after them: waveforms, overlays, pixels
@@ -101,16 +100,17 @@ def render(file: Path, out: Path, limits: Limits) -> Iterator[Rendered]:
 
 
 def show(ds: Dataset, frames: Frames, number: int) -> Float32:
-    """Frame number as displayed, see pixels.display(). Raises UnsupportedPixels."""
+    """Frame number as displayed, see pixels.display().
+
+    Raises UnsupportedPixels, and MemoryError, which the pool gives its words.
+    """
     try:
         return pixels.display(ds, number, frames.decode(number))
     except UnsupportedPixels:
         raise
-    except MemoryError:
-        raise TooLarge(NO_MEMORY) from None
     except pixels.DECODER_ERRORS as error:
         if isinstance(error, cv2.error) and error.code == OPENCV_NO_MEMORY:
-            raise TooLarge(NO_MEMORY) from None
+            raise MemoryError from None
         where = f"frame {number} of {frames.count}: " if frames.count > 1 else ""
         raise UnsupportedPixels(
             f"{where}the pixel data cannot be decoded: {pixels.words(error)}"

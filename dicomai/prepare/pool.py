@@ -127,7 +127,7 @@ class Pool:
             raise
         match answer:
             case ("rejected", code, reason):
-                raise UnsupportedPixels(reason, code)
+                raise Rejected(reason, code)
             case ("disk", number, reason):
                 raise OSError(number, reason)
         return items
