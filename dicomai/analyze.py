@@ -5,9 +5,10 @@ select -> Frame -> predict -> Prediction -> Finding -> Result files
 
 import dataclasses
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,20 @@ from pydicom.dataset import Dataset
 
 from dicomai import durable
 from dicomai.errors import Rejected
-from dicomai.prepare import geometry
-from dicomai.report import capture, sr
-from dicomai.report.sr import Predecessor
+from dicomai.objects import Made, Maker
 from dicomai.study import (
+    Algorithm,
     Analysis,
     Exclusion,
     Finding,
     Float32,
     Frame,
     Instance,
-    Model,
     Prediction,
+    Presence,
     Result,
     Score,
+    Sent,
     Study,
 )
 
@@ -43,21 +44,27 @@ Prepare = Callable[[tuple[Instance, ...]], Iterator[list[Any] | Rejected]]
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """A model that is ready: predict takes (N, C, size, size), see Engine.score."""
+    """A model that is ready: predict takes (N, C, size, size), see Engine.score.
 
-    model: Model
+    read_header: of an image that cannot be analyzed, or why that cannot be read either
+    """
+
+    algorithm: Algorithm
     prepare: Prepare
-    engine: str
+    read_header: Callable[[Instance], Dataset | Rejected]
     biases: Float32
     predict: Predict
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What is known beforehand: earlier scores by (digest, frame number), the earlier report."""
+    """What is known beforehand.
+
+    scores: earlier ones by (digest, frame number); sent: what earlier analyses have sent
+    """
 
     scores: Mapping[tuple[str, int], Score]
-    predecessor: Predecessor | None
+    sent: tuple[Sent, ...]
     now: datetime
     out: Path
 
@@ -71,13 +78,18 @@ def analyze(study: Study, scorer: Scorer, context: Context) -> Analysis:
     exclusions: list[Exclusion] = []
     waiting: list[Frame] = []
     predictions: list[Prediction] = []
-    overlays: list[Result] = []
+    results: list[Result] = []
+    maker = Maker(scorer.algorithm, context.sent)
 
     def finish() -> None:
         """Score and draw what waits, then forget the pictures: a study may have thousands."""
-        for item in score_frames(waiting, scorer, context):
-            overlays.append(write_overlay(headers, find(item, scorer.model), scorer, context))
-            predictions.append(Prediction(without_pictures(item.frame), item.score))
+        scored = score_frames(waiting, scorer, context)
+        for uid, items in groupby(scored, lambda item: item.frame.source.sop_instance_uid):
+            frames = [find(item, scorer.algorithm) for item in items]
+            results.extend(
+                write(made, context.out) for made in maker.of_image(headers[uid], frames)
+            )
+        predictions.extend(Prediction(without_pictures(item.frame), item.score) for item in scored)
         waiting.clear()
 
     for instance, prepared in zip(study.instances, scorer.prepare(study.instances), strict=True):
@@ -89,16 +101,63 @@ def analyze(study: Study, scorer: Scorer, context: Context) -> Analysis:
         if len(waiting) >= FRAMES_AT_ONCE:
             finish()
     finish()
-    findings = tuple(finding for item in predictions for finding in find(item, scorer.model))
-    report = (write_report(headers, findings, scorer, context),) if findings else ()
+    findings = tuple(x for item in predictions for x in find(item, scorer.algorithm))
+    if findings:
+        results += [
+            write(made, context.out) for made in maker.of_study(headers, findings, exclusions)
+        ]
+    results += conclude(study, maker, scorer, context, headers, findings, exclusions, results)
     return Analysis(
         study,
-        scorer.model,
+        scorer.algorithm.model,
         tuple(predictions),
         findings,
         tuple(exclusions),
-        (*overlays, *report),
+        tuple(results),
     )
+
+
+def refuse(study: Study, reason: str, scorer: Scorer, context: Context) -> Analysis:
+    """What is said of a study that cannot be analyzed as a whole."""
+    exclusions = tuple(Exclusion(instance, "failed", reason) for instance in study.instances)
+    maker = Maker(scorer.algorithm, context.sent)
+    results = conclude(study, maker, scorer, context, {}, (), exclusions, [])
+    return Analysis(study, scorer.algorithm.model, (), (), exclusions, tuple(results))
+
+
+def conclude(
+    study: Study,
+    maker: Maker,
+    scorer: Scorer,
+    context: Context,
+    headers: Mapping[str, Dataset],
+    findings: Sequence[Finding],
+    exclusions: Sequence[Exclusion],
+    results: Sequence[Result],
+) -> list[Result]:
+    """Say what was not analyzed, and withdraw what does not hold any more."""
+    header = next(iter(headers.values()), None) or any_header(study, scorer)
+    if header is None:  # nobody could file an object without a patient
+        return []
+    moment = max([study.received_at, *(item.analyzed_at for item in findings)])
+    last = [
+        write(made, context.out)
+        for made in maker.of_exclusions(header, findings, exclusions, moment)
+    ]
+    everything = [*results, *last]
+    made = [item.sop_instance_uid for item in everything]
+    replaced = [uid for item in everything for uid in item.replaces]
+    last += [write(item, context.out) for item in maker.withdrawal(header, made, replaced, moment)]
+    return last
+
+
+def any_header(study: Study, scorer: Scorer) -> Dataset | None:
+    """The header of the first image of a study that can be read that far."""
+    for instance in study.instances:
+        header = scorer.read_header(instance)
+        if isinstance(header, Dataset):
+            return header
+    return None
 
 
 def without_pictures(frame: Frame) -> Frame:
@@ -122,25 +181,33 @@ def score_frames(frames: list[Frame], scorer: Scorer, context: Context) -> list[
         probabilities, maps = scorer.predict(batch)
         for row, index in enumerate(missing):
             known[index] = Score(
-                probabilities[row], maps[row], scorer.biases, scorer.engine, context.now
+                probabilities[row], maps[row], scorer.biases, scorer.algorithm.engine, context.now
             )
     return [Prediction(frame, known[index]) for index, frame in enumerate(frames)]
 
 
-def find(prediction: Prediction, model: Model) -> list[Finding]:
+def find(prediction: Prediction, algorithm: Algorithm) -> list[Finding]:
     """One finding a label, positive or not."""
     score = prediction.score
+    margin = algorithm.reporting.undetermined_margin
     return [
         Finding(
             prediction.frame,
             label,
             float(score.probabilities[k]),
-            bool(score.probabilities[k] >= label.threshold),
+            presence(float(score.probabilities[k]), label.threshold, margin),
             local(score.maps[k], float(score.biases[k])),
             score.analyzed_at,
         )
-        for k, label in enumerate(model.labels)
+        for k, label in enumerate(algorithm.model.labels)
     ]
+
+
+def presence(probability: float, threshold: float, margin: float) -> Presence:
+    """Present from the threshold on; undetermined within the margin around it."""
+    if probability >= threshold + margin:
+        return Presence.PRESENT
+    return Presence.ABSENT if probability < threshold - margin else Presence.UNDETERMINED
 
 
 def local(cells: Float32, bias: float) -> Float32:
@@ -152,30 +219,19 @@ def local(cells: Float32, bias: float) -> Float32:
     return np.asarray(1 / (1 + np.exp(-np.clip(cells + bias, -30, 30))), np.float32)
 
 
-def write_overlay(
-    headers: dict[str, Dataset], findings: list[Finding], scorer: Scorer, context: Context
-) -> Result:
-    """A Secondary Capture of one image, of its most probable finding."""
-    top = max(findings, key=lambda item: item.probability)
-    uid = top.frame.source.sop_instance_uid
-    heat = geometry.spread(top.cells, top.frame.letterbox)
-    overlay = capture.capture(headers[uid], top, heat, scorer.model, scorer.engine)
-    return _write(overlay, "sc", uid, context.out)
-
-
-def write_report(
-    headers: dict[str, Dataset], findings: tuple[Finding, ...], scorer: Scorer, context: Context
-) -> Result:
-    """One Structured Report for all."""
-    document = sr.report(headers, findings, scorer.model, scorer.engine, context.predecessor)
-    return _write(document, "sr", None, context.out)
-
-
-def _write(ds: Dataset, kind: str, source: str | None, out: Path) -> Result:
+def write(made: Made, out: Path) -> Result:
+    """Put an object on disk, below its SOP Instance UID."""
+    ds = made.ds
     path = out / f"{ds.SOPInstanceUID}.dcm"
     buffer = io.BytesIO()
     pydicom.dcmwrite(buffer, ds, enforce_file_format=True)
     durable.write(path, [buffer.getbuffer()])
     return Result(
-        str(ds.SOPInstanceUID), str(ds.SOPClassUID), str(ds.SeriesInstanceUID), kind, path, source
+        str(ds.SOPInstanceUID),
+        str(ds.SOPClassUID),
+        str(ds.SeriesInstanceUID),
+        made.kind,
+        path,
+        made.source_sop_instance_uid,
+        made.replaces,
     )

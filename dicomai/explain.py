@@ -33,7 +33,7 @@ def write_label_maps(done: Analysis, scorer: Scorer, out: Path) -> list[Path]:
                 continue
             frame = pictures[item.frame.number]
             heat = geometry.spread(item.cells, frame.letterbox)
-            picture = draw(dataclasses.replace(item, frame=frame), heat, done.model)
+            picture = draw(dataclasses.replace(item, frame=frame), heat, scorer.algorithm)
             name = f"{instance.sop_instance_uid}.{frame.number}.{item.label.key}.png"
             written.append(_write(out / name, picture))
     return written

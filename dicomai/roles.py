@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from pydicom.dataset import Dataset
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicomai.deliver import sender
@@ -27,7 +28,7 @@ from dicomai.receive.listener import Listener
 from dicomai.settings import Destination, Settings, shipped
 from dicomai.store import queries, queue
 from dicomai.store.database import Database, open_database, require_current
-from dicomai.study import Instance, Limits, Model
+from dicomai.study import WITHDRAWAL, Instance, Limits, Model, Reporting
 
 log = structlog.get_logger()
 
@@ -78,6 +79,35 @@ def preparer(
         return pool.map(image.prepare, [(item, model, limits(settings)) for item in instances])
 
     return prepare
+
+
+def header_reader(settings: Settings, pool: Pool) -> Callable[[Instance], Dataset | Rejected]:
+    """Read the header of one stored object, in a decoding process."""
+
+    def read(instance: Instance) -> Dataset | Rejected:
+        (done,) = pool.map(image.read_header, [(instance, limits(settings))])
+        return done if isinstance(done, Rejected) else done[0]
+
+    return read
+
+
+def outputs(settings: Settings) -> dict[str, frozenset[str]]:
+    """Destination -> the kinds of results that it gets."""
+    return {
+        item.name: frozenset(item.outputs)
+        | ({WITHDRAWAL} if item.withdraw == "key-object" else frozenset())
+        for item in settings.destinations
+    }
+
+
+def reporting(settings: Settings) -> Reporting:
+    """What is made: all that any destination gets, and without one what a new one would get."""
+    chosen = [item.outputs for item in settings.destinations]
+    kinds = chosen or [Destination.model_fields["outputs"].default]
+    how = settings.report
+    return Reporting(
+        how.layout, how.undetermined_margin, frozenset(kind for one in kinds for kind in one)
+    )
 
 
 def listen(settings: Settings, listening: socket.socket, stop: threading.Event) -> None:

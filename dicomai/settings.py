@@ -89,6 +89,13 @@ class Deliver(_Section):
     batch_size: int = Field(default=50, ge=1)
 
 
+class Report(_Section):
+    """What results say and look like."""
+
+    layout: Literal["overlay", "side-by-side"] = "overlay"
+    undetermined_margin: float = Field(default=0.0, ge=0, le=0.5)
+
+
 class Destination(_Section):
     """A PACS that gets results."""
 
@@ -96,7 +103,8 @@ class Destination(_Section):
     ae_title: AETitle
     host: str
     port: Port
-    outputs: tuple[Literal["sc", "sr"], ...] = ("sc", "sr")
+    outputs: tuple[Literal["sc", "sr", "gsps", "seg", "kos", "not-analyzed"], ...] = ("sc", "sr")
+    withdraw: Literal["key-object", "nothing"] = "key-object"
 
 
 class Schedule(_Section):
@@ -117,6 +125,7 @@ class Settings(BaseSettings):
     receive: Receive = Receive()
     prepare: Prepare = Prepare()
     infer: Infer = Infer()
+    report: Report = Report()
     deliver: Deliver = Deliver()
     schedule: Schedule = Schedule()
     destinations: tuple[Destination, ...] = ()

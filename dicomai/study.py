@@ -1,15 +1,22 @@
 """The types that pass between the stages: frozen, without behaviour of their own."""
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 # What dicomai writes as Manufacturer, and how it knows its own objects again.
 MANUFACTURER = "dicomai"
+
+# What a destination may ask for (destinations.outputs) ...
+KINDS = ("sc", "sr", "gsps", "seg", "kos", "not-analyzed")
+# ... and what it is sent when something of that does not hold any more.
+WITHDRAWAL = "withdrawal"
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
@@ -29,10 +36,14 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What one claim covers: the analyzable instances of a study at one revision."""
+    """What one claim covers: the analyzable instances of a study at one revision.
+
+    received_at: when the last of them came
+    """
 
     study_instance_uid: str
     revision: int
+    received_at: datetime
     instances: tuple[Instance, ...]
 
 
@@ -118,6 +129,14 @@ class Label:
     code: Code
 
 
+class Presence(enum.StrEnum):
+    """What is said of a label: of its probability, its threshold and the band around that."""
+
+    PRESENT = "present"
+    ABSENT = "absent"
+    UNDETERMINED = "undetermined"
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One label of one frame; cells: (h, w), 0 to 1, the probability of each place."""
@@ -125,9 +144,14 @@ class Finding:
     frame: Frame
     label: Label
     probability: float
-    positive: bool
+    presence: Presence
     cells: Float32
     analyzed_at: datetime
+
+    @property
+    def positive(self) -> bool:
+        """Whether the label is said to be present."""
+        return self.presence is Presence.PRESENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,13 +207,50 @@ class Model:
     accepts: Accepts
     preprocessing: Preprocessing
     labels: tuple[Label, ...]
+    calibrated: bool
     provenance: Mapping[str, str]
     path: Path
 
 
 @dataclass(frozen=True, slots=True)
+class Reporting:
+    """The site's choices that decide what results look like.
+
+    undetermined_margin: probability on each side of a threshold; kinds: of KINDS, what is made
+    """
+
+    layout: Literal["overlay", "side-by-side"]
+    undetermined_margin: float
+    kinds: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithm:
+    """All that decides what is said of an image, and how it is shown."""
+
+    model: Model
+    engine: str
+    reporting: Reporting
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """An object that a PACS may hold; replaced_by: what withdrew it or took its place."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    series_instance_uid: str
+    kind: str
+    replaced_by: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
-    """One object to send, on disk; source: the instance it shows, or None for a whole study."""
+    """One object to send, on disk.
+
+    source: the instance it shows, or None for a whole study; replaces: SOP Instance UIDs of
+    objects sent earlier that do not hold any more
+    """
 
     sop_instance_uid: str
     sop_class_uid: str
@@ -197,6 +258,7 @@ class Result:
     kind: str
     path: Path
     source_sop_instance_uid: str | None
+    replaces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

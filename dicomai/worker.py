@@ -7,24 +7,26 @@ from datetime import UTC, datetime
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicomai.analyze import Context, Scorer, analyze
+from dicomai.analyze import Context, Scorer, analyze, refuse
 from dicomai.errors import DicomaiError, LeaseLost, Retryable
 from dicomai.infer.batcher import Batcher
 from dicomai.infer.engine import Engine
-from dicomai.report.sr import Predecessor
 from dicomai.roles import (
     FINISH_SECONDS,
     TROUBLE_SECONDS,
     decoding_pool,
     first_line,
+    header_reader,
+    outputs,
     preparer,
+    reporting,
     work_until,
 )
 from dicomai.settings import Settings
 from dicomai.store import queries, queue
 from dicomai.store.database import Database
 from dicomai.store.queue import CRASHES_IN_COMPANY, Claim
-from dicomai.study import Model
+from dicomai.study import Algorithm, Analysis, Model
 
 log = structlog.get_logger()
 
@@ -39,13 +41,13 @@ class Worker:
         self._batcher = Batcher(engine.score, settings.infer.batch_size)
         self._pool = decoding_pool(settings)
         self._scorer = Scorer(
-            model,
+            Algorithm(model, engine.name, reporting(settings)),
             preparer(settings, self._pool, model),
-            engine.name,
+            header_reader(settings, self._pool),
             engine.biases,
             self._batcher.predict,
         )
-        self._outputs = {d.name: d.outputs for d in settings.destinations}
+        self._outputs = outputs(settings)
         self._held: dict[str, Claim] = {}
         self._lock = threading.Lock()
 
@@ -58,8 +60,13 @@ class Worker:
         threads.append(threading.Thread(target=self._renew, args=(stop,), daemon=True))
         for thread in threads:
             thread.start()
-        model = self._scorer.model
-        log.info("scoring", model=model.name, version=model.version, engine=self._scorer.engine)
+        algorithm = self._scorer.algorithm
+        log.info(
+            "scoring",
+            model=algorithm.model.name,
+            version=algorithm.model.version,
+            engine=algorithm.engine,
+        )
         stop.wait()
         deadline = time.monotonic() + FINISH_SECONDS
         for thread in threads:
@@ -108,6 +115,10 @@ class Worker:
     def _work(self, claim: Claim) -> None:
         uid = claim.study.study_instance_uid
         started = time.monotonic()
+        if claim.hopeless is not None:
+            log.error("failed", study=uid, reason=claim.hopeless)
+            self._fail(claim, claim.hopeless)
+            return
         try:
             done = analyze(claim.study, self._scorer, self._context(claim))
             queue.complete(self._database, claim, done, self._settings.data_dir, self._outputs)
@@ -132,19 +143,27 @@ class Worker:
             )
 
     def _fail(self, claim: Claim, reason: str) -> None:
+        study = claim.study
         try:
-            queue.fail_study(self._database, claim, reason)
+            done = refuse(study, reason, self._scorer, self._context(claim))
+        except Exception:  # what failed the study may fail this, too
+            log.exception("not_reported", study=study.study_instance_uid)
+            done = Analysis(study, self._scorer.algorithm.model, (), (), (), ())
+        try:
+            queue.fail_study(
+                self._database, claim, reason, done, self._settings.data_dir, self._outputs
+            )
         except LeaseLost:
             log.info("lease_lost", study=claim.study.study_instance_uid)
 
     def _context(self, claim: Claim) -> Context:
-        study, model = claim.study, self._scorer.model
-        before = queries.predecessor(self._database, study.study_instance_uid, study.revision)
+        study, algorithm = claim.study, self._scorer.algorithm
+        model = algorithm.model
         return Context(
             scores=queries.scores(
-                self._database, study.instances, model.name, model.version, self._scorer.engine
+                self._database, study.instances, model.name, model.version, algorithm.engine
             ),
-            predecessor=Predecessor(*before) if before else None,
+            sent=queries.sent(self._database, study.study_instance_uid),
             now=datetime.now(UTC),
             out=self._settings.data_dir / "results" / study.study_instance_uid,
         )

@@ -13,6 +13,7 @@ from pydicom.uid import (
     ComprehensiveSRStorage,
     DigitalXRayImageStorageForPresentation,
     ExplicitVRLittleEndian,
+    KeyObjectSelectionDocumentStorage,
     SecondaryCaptureImageStorage,
 )
 from sqlalchemy import select
@@ -22,6 +23,7 @@ from dicomai.store.database import Database
 from dicomai.store.queue import Arrival, Claim, Delivery, Outcome
 from dicomai.store.tables import delivery, event, metadata, result, study
 from dicomai.study import (
+    WITHDRAWAL,
     Analysis,
     Code,
     Exclusion,
@@ -33,6 +35,7 @@ from dicomai.study import (
     Model,
     Prediction,
     Preprocessing,
+    Presence,
     Result,
     Score,
     Study,
@@ -95,6 +98,11 @@ class Bench:
         """Commit a tiny analysis of a claim."""
         done = analysis_of(claimed.study, self.clock.now, **facts)
         queue.complete(self.database, claimed, done, DATA, self.outputs)
+
+    def fail(self, claimed: Claim, reason: str) -> None:
+        """Close a claim as failed, with nothing to say about its images."""
+        done = Analysis(claimed.study, model(), (), (), (), ())
+        queue.fail_study(self.database, claimed, reason, done, DATA, self.outputs)
 
     def analyze(self, **facts: Any) -> Claim:
         """Wait, claim, complete."""
@@ -188,10 +196,12 @@ def analysis_of(
     probability: float = 0.9,
     version: str = "1",
     excluded: Collection[int] = (),
+    withdrawn: Sequence[str] = (),
 ) -> Analysis:
     """An overlay for each instance ("sc <number>") and a report ("sr <revision>").
 
-    excluded: numbers of instances that the model did not take
+    excluded: numbers of instances that the model did not take; withdrawn: SOP Instance UIDs of
+    results that a Key Object ("ko <revision>") withdraws
     """
     out = DATA / "results" / study.study_instance_uid
     taken = [i for i in study.instances if _number(i) not in excluded]
@@ -203,7 +213,8 @@ def analysis_of(
         "test",
         analyzed_at,
     )
-    cells, positive = np.zeros((2, 2), "f4"), probability >= PNEUMONIA.threshold
+    cells = np.zeros((2, 2), "f4")
+    presence = Presence.PRESENT if probability >= PNEUMONIA.threshold else Presence.ABSENT
     results = [
         Result(
             f"{i.sop_instance_uid}.{int(i.digest[:8], 16)}",
@@ -221,12 +232,25 @@ def analysis_of(
         results.append(
             Result(f"{series}.{revision}", ComprehensiveSRStorage, series, "sr", sr, None)
         )
+    if withdrawn:
+        series = f"{study.study_instance_uid}.300"
+        results.append(
+            Result(
+                f"{series}.{study.revision}",
+                KeyObjectSelectionDocumentStorage,
+                series,
+                WITHDRAWAL,
+                out / f"ko {study.revision}",
+                None,
+                tuple(withdrawn),
+            )
+        )
     return Analysis(
         study=study,
         model=model(version),
         predictions=tuple(Prediction(frame, score) for frame in frames),
         findings=tuple(
-            Finding(frame, PNEUMONIA, probability, positive, cells, analyzed_at) for frame in frames
+            Finding(frame, PNEUMONIA, probability, presence, cells, analyzed_at) for frame in frames
         ),
         exclusions=tuple(
             Exclusion(i, "view", "the model takes no lateral view")
@@ -258,6 +282,7 @@ def model(version: str = "1") -> Model:
         accepts=make.accepts(),
         preprocessing=Preprocessing(2, (0.0, 1.0), (0.5,), (0.25,)),
         labels=(PNEUMONIA,),
+        calibrated=False,
         provenance={},
         path=DATA / "models" / "tiny" / version,
     )

@@ -38,7 +38,8 @@ def test_demo_names_at_least_six_studies_and_shows_their_overlays(tmp_path: Path
     assert sheet is not None
     assert (sheet[..., 2].astype(int) - sheet[..., 0]).max() > 60  # it is in colour
     captures = sorted(folder.glob("archive/*/*.dcm"))
-    assert len(captures) == 2 * int(found[1])
+    # A summary and a report for each study, and overlays of those that are positive.
+    assert 2 * int(found[1]) < len(captures) < 3 * int(found[1])
     assert complaints(captures[:4]) == []
 
 

@@ -15,7 +15,17 @@ from dicomai.infer import features, package
 from dicomai.infer.engine import Engine
 from dicomai.report.overlay import CONTOURS, legend, outline
 from dicomai.settings import shipped
-from dicomai.study import Code, Finding, Frame, Instance, Label, Letterbox
+from dicomai.study import (
+    Algorithm,
+    Code,
+    Finding,
+    Frame,
+    Instance,
+    Label,
+    Letterbox,
+    Presence,
+    Reporting,
+)
 
 BLACK = np.zeros((200, 300, 3), np.uint8)
 
@@ -83,8 +93,11 @@ def test_the_legend_keeps_its_text_inside_whatever_the_width() -> None:
     source = Instance("1.2.1", "1.2", "1.2.2", "1.2.840.10008.1.2.1", Path("x.dcm"), "0")
     nothing = np.zeros((1, 2, 2), np.float32)
     frame = Frame(source, 1, nothing, np.zeros((2, 2), np.uint8), Letterbox(2, 2, 2, 0, 0, 2, 2))
-    finding = Finding(frame, label, 0.999, True, nothing[0], datetime(2026, 3, 29, tzinfo=UTC))
+    finding = Finding(
+        frame, label, 0.999, Presence.PRESENT, nothing[0], datetime(2026, 3, 29, tzinfo=UTC)
+    )
+    algorithm = Algorithm(model(), "test", Reporting("overlay", 0.0, frozenset({"sc"})))
     for width in (256, 300, 512, 1000, 2048, 3000):
-        strip = legend(width, finding, model())
+        strip = legend(width, finding, algorithm)
         assert strip.any()
         assert not strip[:, -max(2, width // 100) :].any(), width

@@ -61,7 +61,7 @@ def test_a_study_sent_by_the_pacs_comes_back_once_and_its_echo_is_not_analyzed_a
     files = expect_results(running, pacs, ds.StudyInstanceUID, [ds.SOPInstanceUID])
 
     kinds = sorted(r["kind"] for r in queries.results(running.database, ds.StudyInstanceUID))
-    assert kinds == ["sc", "sr"]
+    assert kinds == ["sc", "sc", "sr"]  # overlay, summary, report
     assert study["state"] == "analyzed"
     assert complaints([file, *files], pixelmed=True) == []
 
@@ -70,11 +70,11 @@ def test_a_study_sent_by_the_pacs_comes_back_once_and_its_echo_is_not_analyzed_a
         rows = queries.instances(running.database, ds.StudyInstanceUID)
         return [row for row in rows if not row["analyzable"]]
 
-    wait_until(lambda: len(echoes()) == 2, 30, "both results came back from the PACS")
+    wait_until(lambda: len(echoes()) == 3, 30, "all results came back from the PACS")
     time.sleep(3)
     assert running.studies()[0]["revision"] == 1
-    assert [row["state"] for row in queries.deliveries(running.database)] == ["delivered"] * 2
-    assert len(pacs.sop_instance_uids(ds.StudyInstanceUID)) == 3
+    assert [row["state"] for row in queries.deliveries(running.database)] == ["delivered"] * 3
+    assert len(pacs.sop_instance_uids(ds.StudyInstanceUID)) == 4
 
 
 def test_a_study_sent_by_storescu_comes_back_and_a_late_image_gives_a_new_report_alone(
@@ -92,12 +92,18 @@ def test_a_study_sent_by_storescu_comes_back_and_a_late_image_gives_a_new_report
 
     results = queries.results(running.database, study)
     new = [r for r in results if r["sop_instance_uid"] not in before]
-    assert sorted(r["kind"] for r in new) == ["sc", "sr"]
+    # The late image's overlay; the first one's stays, the old summary is withdrawn.
+    assert sorted(r["kind"] for r in new) == ["sc", "sc", "sr", "withdrawal"]
     files = expect_results(running, pacs, study, [])
     reports = [pydicom.dcmread(f) for f in files]
     (successor,) = [r for r in reports if "PredecessorDocumentsSequence" in r]
     named = successor.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0]
     assert named.ReferencedSOPSequence[0].ReferencedSOPInstanceUID in before
+    (withdrawal,) = [r for r in reports if r.Modality == "KO"]
+    items = [item for item in withdrawal.ContentSequence if item.ValueType == "IMAGE"]
+    summaries = [r for r in results if r["kind"] == "sc" and not r["source_sop_instance_uid"]]
+    (old,) = [r["sop_instance_uid"] for r in summaries if r["sop_instance_uid"] in before]
+    assert [item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for item in items] == [old]
     assert complaints(files, pixelmed=True) == []
 
 

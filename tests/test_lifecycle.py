@@ -55,7 +55,7 @@ def test_sigterm_in_the_middle_of_work_ends_all_within_ten_seconds_and_loses_not
         with daemon(tmp_path, url, port, peer) as running:
             rows = running.wait_idle(12)
             assert {(row["state"], row["revision"]) for row in rows} == {("analyzed", 1)}
-            assert len(archive.files()) == 24
+            assert len(archive.files()) == 36  # overlay, summary, report
             trail = queries.events(running.database, "study", rows[0]["study_instance_uid"])
             assert trail[-1]["to_state"] == "analyzed"
     finally:
@@ -109,7 +109,7 @@ def test_results_wait_for_a_destination_that_is_down_and_say_why(tmp_path: Path)
         try:
             assert command(running.config, "delivery", "retry").returncode == 0
             running.wait_idle(1)
-            assert len(archive.files()) == 2
+            assert len(archive.files()) == 3  # overlay, summary, report
         finally:
             archive.close()
 

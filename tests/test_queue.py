@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from sqlalchemy.exc import IntegrityError
@@ -23,6 +24,7 @@ from dicomai.errors import LeaseLost
 from dicomai.store import queries, queue
 from dicomai.store.database import Database
 from dicomai.store.queue import CRASHES_IN_COMPANY, Outcome
+from dicomai.study import WITHDRAWAL
 
 
 @pytest.fixture
@@ -165,7 +167,7 @@ def test_an_expired_lease_is_claimed_again_and_the_first_holder_has_lost_it(benc
     with pytest.raises(LeaseLost):
         bench.complete(first)
     with pytest.raises(LeaseLost):
-        queue.fail_study(bench.database, first, "too late")
+        bench.fail(first, "too late")
     queue.release_study(bench.database, first)
     assert bench.everything() == before
     bench.complete(second)
@@ -224,18 +226,38 @@ def test_a_claim_alone_leaves_studies_that_never_crashed(bench: Bench) -> None:
     assert bench.claim(alone=True) is None
 
 
-def test_past_the_limit_of_crashes_a_study_is_failed_with_its_reason(bench: Bench) -> None:
+def crash(bench: Bench) -> None:
+    """As often as a study may crash its worker."""
     bench.arrive()
     for _ in range(CRASHES_IN_COMPANY):
         bench.claim_due()
     for _ in range(MAX_ATTEMPTS):
         bench.clock.wait(LEASE)
-        assert bench.claim(alone=True) is not None
+        claimed = bench.claim(alone=True)
+        assert claimed is not None
+        assert claimed.hopeless is None
+    bench.clock.wait(LEASE)
+
+
+def test_past_the_limit_of_crashes_a_study_is_hopeless_and_says_why(bench: Bench) -> None:
+    crash(bench)
+    claimed = bench.claim(alone=True)
+    assert claimed is not None
+    assert claimed.hopeless == "the worker died 5 times while analyzing this study"
+    bench.fail(claimed, claimed.hopeless)
+    row = bench.study()
+    assert (row.state, row.due_at, row.lease) == ("failed", None, None)
+    assert row.reason == claimed.hopeless
+
+
+def test_a_study_that_crashes_even_its_failure_is_failed_in_silence(bench: Bench) -> None:
+    crash(bench)
+    assert bench.claim(alone=True) is not None
     bench.clock.wait(LEASE)
     assert bench.claim(alone=True) is None
     row = bench.study()
     assert (row.state, row.due_at, row.lease) == ("failed", None, None)
-    assert row.reason == "the worker died 5 times while analyzing this study"
+    assert row.reason == "the worker died 6 times while analyzing this study"
 
 
 def test_a_new_image_gives_a_crashed_study_its_attempts_back(bench: Bench) -> None:
@@ -248,7 +270,7 @@ def test_a_new_image_gives_a_crashed_study_its_attempts_back(bench: Bench) -> No
 
 def test_a_failed_study_can_be_retried(bench: Bench) -> None:
     bench.arrive()
-    queue.fail_study(bench.database, bench.claim_due(), "the analysis failed")
+    bench.fail(bench.claim_due(), "the analysis failed")
     assert (bench.study().state, bench.study().reason) == ("failed", "the analysis failed")
     assert queue.retry_study(bench.database, STUDY)
     claimed = bench.claim()
@@ -364,6 +386,95 @@ def test_what_is_unchanged_in_the_next_revision_is_sent_if_it_was_not_yet(bench:
         ("sr 2", "slow"): "pending",
     }
     assert {item.path.name for item in bench.claim_deliveries("pacs")} == {"sc 2", "sr 2"}
+
+
+def uid_of(bench: Bench, name: str, destination: str = "pacs") -> str:
+    """SOP Instance UID of a result, by its name in analysis_of()."""
+    return str(bench.deliveries()[name, destination].sop_instance_uid)
+
+
+def withdraw_first_overlay(bench: Bench, **facts: Any) -> None:
+    """Revision 2 finds that the overlay of revision 1 does not hold."""
+    uid = uid_of(bench, "sc 1")
+    bench.arrive(1, content="other")
+    bench.arrive(2)
+    bench.analyze(withdrawn=(uid,), excluded={1}, **facts)
+
+
+WITH_WITHDRAWALS = ("sc", "sr", WITHDRAWAL)
+
+
+def test_a_withdrawal_goes_to_those_who_may_hold_what_is_withdrawn(bench: Bench) -> None:
+    bench.outputs = {"pacs": WITH_WITHDRAWALS, "reports": ("sr", WITHDRAWAL), "plain": ("sc",)}
+    bench.arrive(1)
+    bench.analyze()
+    for name in bench.outputs:
+        bench.deliver(name)
+    withdraw_first_overlay(bench)
+    told = {destination for name, destination in bench.deliveries() if name == "ko 2"}
+    assert told == {"pacs"}
+
+
+def test_what_nobody_was_sent_needs_no_withdrawal(bench: Bench) -> None:
+    bench.outputs = {"pacs": WITH_WITHDRAWALS}
+    bench.arrive(1)
+    bench.analyze()
+    bench.arrive(2)
+    assert queries.sent(bench.database, STUDY) == ()
+    bench.analyze()
+    bench.deliver()
+    assert {item.kind for item in queries.sent(bench.database, STUDY)} == {"sc", "sr"}
+
+
+def test_a_withdrawal_outlives_the_next_revision(bench: Bench) -> None:
+    bench.outputs = {"pacs": WITH_WITHDRAWALS}
+    bench.arrive(1)
+    bench.analyze()
+    bench.deliver()
+    withdraw_first_overlay(bench)
+    bench.arrive(3)
+    states = bench.delivery_states()
+    assert states["sc 2", "pacs"] == "superseded"
+    assert states["ko 2", "pacs"] == "pending"
+    (item,) = bench.claim_deliveries()
+    queue.finish_delivery(bench.database, item, "pending", "busy", 5.0)
+    assert bench.delivery_states()["ko 2", "pacs"] == "pending"
+
+
+def test_what_a_sender_died_over_is_not_sent_after_its_withdrawal(bench: Bench) -> None:
+    bench.outputs = {"pacs": WITH_WITHDRAWALS}
+    bench.arrive(1)
+    bench.analyze()
+    dead = {item.path.name: item for item in bench.claim_deliveries()}
+    withdraw_first_overlay(bench)
+    assert bench.delivery_states()["sc 1", "pacs"] == "superseded"
+    bench.clock.wait(LEASE)
+    assert "sc 1" not in {item.path.name for item in bench.claim_deliveries()}
+    before = bench.everything()
+    queue.finish_delivery(bench.database, dead["sc 1"], "delivered")
+    assert bench.everything() == before
+
+
+def test_a_failed_delivery_of_what_is_withdrawn_is_not_retried(bench: Bench) -> None:
+    bench.outputs = {"pacs": WITH_WITHDRAWALS}
+    bench.arrive(1)
+    bench.analyze()
+    for item in bench.claim_deliveries():
+        queue.finish_delivery(bench.database, item, "failed", "refused")
+    withdraw_first_overlay(bench)
+    queue.retry_deliveries(bench.database)
+    assert bench.delivery_states()["sc 1", "pacs"] == "failed"
+
+
+def test_a_result_names_what_replaced_it(bench: Bench) -> None:
+    bench.outputs = {"pacs": WITH_WITHDRAWALS}
+    bench.arrive(1)
+    bench.analyze()
+    bench.deliver()
+    overlay = uid_of(bench, "sc 1")
+    withdraw_first_overlay(bench)
+    replaced = {x.sop_instance_uid: x.replaced_by for x in queries.sent(bench.database, STUDY)}
+    assert replaced[overlay] == uid_of(bench, "ko 2")
 
 
 def test_a_retry_supersedes_what_has_not_been_sent(bench: Bench) -> None:
@@ -488,7 +599,7 @@ def test_every_transition_has_its_event_row(bench: Bench) -> None:
     bench.claim_due()
     bench.analyze()
     bench.arrive(2)
-    queue.fail_study(bench.database, bench.claim_due(), "broken")
+    bench.fail(bench.claim_due(), "broken")
     queue.retry_study(bench.database, STUDY)
     trail = [row["to_state"] for row in queries.events(bench.database, "study", STUDY)]
     assert trail == [

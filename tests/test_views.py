@@ -123,7 +123,7 @@ def test_what_is_waiting_and_why(bench: Bench) -> None:
 def test_what_was_not_done_and_why(bench: Bench) -> None:
     bench.arrive(study="1.1", analyzable=False)
     bench.arrive(study="1.2")
-    queue.fail_study(bench.database, bench.claim_due(), "the analysis failed")
+    bench.fail(bench.claim_due(), "the analysis failed")
     bench.arrive(study="1.3")
     bench.analyze()
     for item in bench.claim_deliveries():

@@ -157,13 +157,14 @@ def send(bars: Progress, port: int, files: list[Path]) -> None:
 def follow(bars: Progress, database: Database, archived: Any, studies: int) -> None:
     """Show how the daemon gets on until every study is closed and every result delivered."""
     analyzed = bars.add_task("studies analyzed", total=studies)
-    back = bars.add_task("results in the archive", total=2 * studies)
+    back = bars.add_task("results in the archive", total=None)
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         rows = queries.studies(database)
         closed = [row for row in rows if row["state"] in {"analyzed", "skipped", "failed"}]
         bars.update(analyzed, completed=len(closed))
-        bars.update(back, completed=len(archived()))
+        made = len(queries.deliveries(database))
+        bars.update(back, completed=len(archived()), total=made or None)
         if len(closed) == studies and queries.is_idle(database):
             return
         time.sleep(0.1)
@@ -195,11 +196,15 @@ def report(console: Console, database: Database, folder: Path, objects: list[Pat
             "[bold yellow]present[/]" if row["positive"] else "absent",
         )
     console.print(table)
-    delivered = queries.deliveries(database, state="delivered")
+    made = queries.deliveries(database)
+    delivered = [row for row in made if row["state"] == "delivered"]
     console.print(f"{len({row['study_instance_uid'] for row in rows})} studies with findings")
-    console.print(f"{len(delivered)} results delivered, as DICOM in {folder}/archive")
+    words = f"{len(delivered)} of {len(made)} results delivered, as DICOM in {folder}/archive"
+    console.print(words)
     console.print(f"overlays as PNG in {folder}, all in one: {_sheet(pngs, folder).name}")
-    if len(delivered) != 2 * len(objects) or len(rows) != len(objects):
+    # Each study has its summary and its report, and what is positive has an overlay.
+    expected = 2 * len(objects) + sum(row["positive"] for row in rows)
+    if len(delivered) != expected or len(rows) != len(objects):
         raise Unready(f"some results are missing: see {folder}/daemon.log")
 
 
@@ -210,9 +215,10 @@ def _sop_instance_uid(file: Path) -> str:
 
 
 def _overlay(database: Database, folder: Path, row: dict[str, Any]) -> Path:
-    """The overlay of an image, as the archive got it."""
+    """The overlay of a positive image, or the study's summary, as the archive got it."""
+    source = row["sop_instance_uid"] if row["positive"] else None
     for result in queries.results(database, row["study_instance_uid"]):
-        if result["source_sop_instance_uid"] == row["sop_instance_uid"]:
+        if result["kind"] == "sc" and result["source_sop_instance_uid"] == source:
             name = f"{result['sop_instance_uid']}.dcm"
             return folder / "archive" / str(row["study_instance_uid"]) / name
     raise Unready(f"no overlay of {row['sop_instance_uid']}: see {folder}/daemon.log")

@@ -14,9 +14,16 @@ from dicomai.infer import package
 from dicomai.prepare import image, pixels
 from dicomai.prepare.pool import Pool
 from dicomai.receive import inbox
-from dicomai.roles import decoding_pool, limits, model_folders, preparer
+from dicomai.roles import (
+    decoding_pool,
+    header_reader,
+    limits,
+    model_folders,
+    preparer,
+    reporting,
+)
 from dicomai.settings import Settings
-from dicomai.study import Analysis, Instance, Model, Study
+from dicomai.study import Algorithm, Analysis, Instance, Model, Study
 
 
 def try_files(
@@ -114,11 +121,14 @@ def _score(
     model = _newest(settings)
     engine = Engine(model, settings.infer.device)
     prepare = preparer(settings, pool, model)
-    scorer = Scorer(model, prepare, engine.name, engine.biases, engine.score)
+    algorithm = Algorithm(model, engine.name, reporting(settings))
+    read_header = header_reader(settings, pool)
+    scorer = Scorer(algorithm, prepare, read_header, engine.biases, engine.score)
     rows = []
     for uid, instances in studies.items():
-        study = Study(uid, 1, tuple(instances))
-        context = Context({}, None, datetime.now(UTC), out / uid)
+        now = datetime.now(UTC)
+        study = Study(uid, 1, now, tuple(instances))
+        context = Context({}, (), now, out / uid)
         done = analyze(study, scorer, context)
         for result in done.results:
             if result.kind == "sc":

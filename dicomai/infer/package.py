@@ -55,6 +55,7 @@ class _Package(_Section):
     accepts: _Accepts
     preprocessing: _Preprocessing
     labels: tuple[_Label, ...] = Field(min_length=1)
+    calibrated: bool = False
     provenance: dict[str, str]
 
     @model_validator(mode="after")
@@ -92,6 +93,7 @@ def read(folder: Path) -> Model:
         accepts=Accepts(**package.accepts.model_dump()),
         preprocessing=Preprocessing(**package.preprocessing.model_dump(exclude={"resize"})),
         labels=tuple(Label(item.key, item.threshold, Code(*item.code)) for item in package.labels),
+        calibrated=package.calibrated,
         provenance=package.provenance,
         path=folder,
     )

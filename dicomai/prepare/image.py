@@ -60,6 +60,11 @@ def prepare(instance: Instance, model: Model, limits: Limits) -> Iterator[Datase
         yield Frame(instance, number, pixel_input, to_8_bits(shown), box)
 
 
+def read_header(instance: Instance, limits: Limits) -> Iterator[Dataset]:
+    """The header of an object that is not shown; raises Rejected where there is none."""
+    yield header_of(pixels.read(instance.path, limits), 1)
+
+
 def header_of(ds: Dataset, frame_count: int) -> Dataset:
     """What results may inherit: nothing private or large, nothing that cannot be read."""
     header = Dataset()

@@ -7,15 +7,15 @@ its dates come from stored facts, the same bytes.
 import copy
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta, timezone
 from importlib.metadata import version
 
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
 from pydicom.valuerep import DA, TM
 
-from dicomai.study import MANUFACTURER, Model
+from dicomai.study import MANUFACTURER, Algorithm, Frame, Model
 
 NAMESPACE = uuid.UUID("6d1f7c0a-6e0e-5b53-9f5e-0d5ab7f3c1ce")
 SOFTWARE = version("dicomai")
@@ -57,15 +57,39 @@ OF_THE_IMAGE = (
     "LossyImageCompressionMethod",
 )
 
+# Defined terms of Body Part Examined (PS3.16 Annex L) that there is one of.
+UNPAIRED = frozenset((
+    "ABDOMEN", "ABDOMENPELVIS", "AORTA", "BACK", "BLADDER", "BRAIN", "CHEST", "CHESTABDOMEN",
+    "CHESTABDPELVIS", "CIRCLEOFWILLIS", "COCCYX", "COLON", "CSPINE", "CTSPINE", "ESOPHAGUS",
+    "FACE", "GALLBLADDER", "HEAD", "HEADNECK", "HEART", "JAW", "LARYNX", "LIVER", "LSPINE",
+    "LSSPINE", "MEDIASTINUM", "MOUTH", "NECK", "NOSE", "PANCREAS", "PELVIS", "PROSTATE",
+    "RECTUM", "SKULL", "SPINE", "SPLEEN", "SSPINE", "STERNUM", "STOMACH", "THYROID", "TLSPINE",
+    "TONGUE", "TRACHEA", "TSPINE", "UTERUS", "VAGINA", "WHOLEBODY",
+))  # fmt: skip
+
 
 def make_uid(*parts: str) -> str:
     """A UID that is the same for the same parts (PS3.5 B.2; RFC 9562 version 5)."""
     return f"2.25.{uuid.uuid5(NAMESPACE, '|'.join(parts)).int}"
 
 
-def model_key(model: Model, engine: str) -> str:
+def algorithm_key(algorithm: Algorithm) -> str:
     """What of the algorithm decides the content of a result."""
-    return f"{SOFTWARE}|{model.name}|{model.version}|{model.sha256}|{engine}"
+    model, how = algorithm.model, algorithm.reporting
+    labels = ",".join(f"{x.key}:{x.threshold!r}:{x.code}" for x in model.labels)
+    return "|".join(
+        (
+            SOFTWARE,
+            model.name,
+            model.version,
+            model.sha256,
+            str(model.calibrated),
+            labels,
+            algorithm.engine,
+            how.layout,
+            repr(how.undetermined_margin),
+        )
+    )
 
 
 def device_uid(model: Model) -> str:
@@ -73,9 +97,20 @@ def device_uid(model: Model) -> str:
     return make_uid("device", model.name, model.version, model.sha256)
 
 
-def series_uid(study_instance_uid: str, kind: str, model: Model, engine: str) -> str:
+def series_uid(study_instance_uid: str, kind: str, algorithm: Algorithm) -> str:
     """One series a study, kind and equipment."""
-    return make_uid("series", study_instance_uid, kind, model_key(model, engine))
+    return make_uid("series", study_instance_uid, kind, algorithm_key(algorithm))
+
+
+def object_uid(kind: str, about: Iterable[str], algorithm: Algorithm) -> str:
+    """The SOP Instance UID of the object of a kind about these sources, in whatever order."""
+    return make_uid(kind, *sorted(set(about)), algorithm_key(algorithm))
+
+
+def frame_key(frame: Frame) -> str:
+    """Which image a result is about, its content included."""
+    source = frame.source
+    return f"{source.sop_instance_uid}:{source.digest}:{frame.number}"
 
 
 def local_time(moment: datetime, source: Dataset) -> datetime:
@@ -108,14 +143,7 @@ def for_highdicom(source: Dataset) -> Dataset:
     ds.ReferringPhysicianName = ds.PatientBirthDate = ds.PatientSex = None
     ds.StudyDate = _or_none(DA, ds.get("StudyDate"))
     ds.StudyTime = _or_none(TM, ds.get("StudyTime"))
-    if not all(_is_pair(ds.get(k)) for k in ("PatientOrientation", "ImagerPixelSpacing")):
-        # Of a radiograph, highdicom's image library demands both (TID 1603); many have neither.
-        ds.Modality = "OT"
     return ds
-
-
-def _is_pair(value: object) -> bool:
-    return isinstance(value, (list, MultiValue)) and len(value) == 2
 
 
 def _or_none(kind: type[DA] | type[TM], value: object) -> DA | TM | None:
@@ -129,7 +157,12 @@ def restore(result: Dataset, source: Dataset, keywords: Sequence[str]) -> None:
     """Put the source's own values back, verbatim."""
     for keyword in keywords:
         if keyword in source and _worth_copying(source, keyword):
-            result[keyword] = copy.deepcopy(source[keyword])
+            element = copy.deepcopy(source[keyword])
+            if element.VR == "SQ":
+                _drop_empty(element)
+                if not element.value:
+                    continue
+            result[keyword] = element
         elif keyword in {"SpecificCharacterSet", "TimezoneOffsetFromUTC"} and keyword in result:
             del result[keyword]
 
@@ -144,6 +177,27 @@ def _worth_copying(source: Dataset, keyword: str) -> bool:
     return True
 
 
+def _drop_empty(sequence: DataElement) -> None:
+    """Remove elements and items that say nothing: no sequence that we copy may hold them."""
+    for item in sequence.value:
+        for element in list(item):
+            if element.VR == "SQ":
+                _drop_empty(element)
+            if element.is_empty or (element.VR == "SQ" and not element.value):
+                del item[element.tag]
+    sequence.value = [item for item in sequence.value if len(item)]
+
+
+def state_laterality(result: Dataset) -> None:
+    """Unknown, where the body part may be one of a pair and the source does not say which.
+
+    Laterality (0020,0060) is Type 2C: it must be there, empty (PS3.3 C.7.3.1).
+    """
+    stated = any(keyword in result for keyword in ("Laterality", "ImageLaterality"))
+    if not stated and result.get("BodyPartExamined", "") not in UNPAIRED:
+        result.Laterality = ""
+
+
 def describe_equipment(result: Dataset, model: Model, moment: datetime) -> None:
     """The equipment is us, never the scanner (PS3.3 C.7.5.1; C.12.1, Contributing Equipment)."""
     result.Manufacturer = MANUFACTURER
@@ -152,10 +206,7 @@ def describe_equipment(result: Dataset, model: Model, moment: datetime) -> None:
     result.DeviceSerialNumber = "1"
     result.DeviceUID = device_uid(model)
     item = Dataset()
-    purpose = Dataset()
-    purpose.CodeValue, purpose.CodingSchemeDesignator = "109102", "DCM"
-    purpose.CodeMeaning = "Processing Equipment"
-    item.PurposeOfReferenceCodeSequence = [purpose]
+    item.PurposeOfReferenceCodeSequence = [code("109102", "DCM", "Processing Equipment")]
     item.Manufacturer = MANUFACTURER
     item.ManufacturerModelName = model.name
     item.SoftwareVersions = model.version
@@ -177,11 +228,40 @@ def describe_equipment(result: Dataset, model: Model, moment: datetime) -> None:
 def stamp(result: Dataset, moment: datetime) -> None:
     """Every date and time of the object itself is when the analysis was made."""
     date, time = moment.strftime("%Y%m%d"), moment.strftime("%H%M%S")
-    for keyword in ("InstanceCreation", "Content", "SecondaryCapture"):
-        date_keyword, time_keyword = f"{keyword}Date", f"{keyword}Time"
-        if keyword == "SecondaryCapture":
-            date_keyword, time_keyword = "DateOfSecondaryCapture", "TimeOfSecondaryCapture"
-            if result.SOPClassUID != "1.2.840.10008.5.1.4.1.1.7":
-                continue
-        setattr(result, date_keyword, date)
-        setattr(result, time_keyword, time)
+    result.InstanceCreationDate, result.InstanceCreationTime = date, time
+    for keyword in ("Content", "PresentationCreation"):
+        if f"{keyword}Date" in result:
+            result[f"{keyword}Date"].value, result[f"{keyword}Time"].value = date, time
+
+
+def sign(
+    result: Dataset,
+    source: Dataset,
+    keywords: Sequence[str],
+    algorithm: Algorithm,
+    moment: datetime,
+) -> None:
+    """Say whose the result is, who made it and when."""
+    restore(result, source, keywords)
+    describe_equipment(result, algorithm.model, moment)
+    stamp(result, moment)
+
+
+def source_image(source: Dataset, frame_number: int | None) -> Dataset:
+    """An item of Source Image Sequence (PS3.3 C.7.6.1.1.4); no frame: the whole image."""
+    item = Dataset()
+    item.ReferencedSOPClassUID = source.SOPClassUID
+    item.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    if frame_number is not None and has_frames(source):
+        item.ReferencedFrameNumber = frame_number
+    item.PurposeOfReferenceCodeSequence = [
+        code("121322", "DCM", "Source image for image processing operation")
+    ]
+    return item
+
+
+def code(value: str, scheme: str, meaning: str) -> Dataset:
+    """An item of a code sequence (PS3.3 8.8)."""
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
+    return item

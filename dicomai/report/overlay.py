@@ -1,10 +1,12 @@
 """The picture: source image, heat map, legend."""
 
+from datetime import datetime
+
 import cv2
 import numpy as np
 
 from dicomai.report.identity import NOTICE, SOFTWARE
-from dicomai.study import Finding, Float32, Model, UInt8
+from dicomai.study import Algorithm, Finding, Float32, Presence, UInt8
 
 # Half of the light comes from the heat map where it is hottest: anatomy stays readable below it.
 STRENGTH = 0.5
@@ -22,9 +24,16 @@ def colours(heat: Float32) -> UInt8:
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8)
 
 
+def in_colour(display: UInt8) -> UInt8:
+    """A grey or RGB picture as RGB."""
+    if display.ndim == 3:
+        return display
+    return np.asarray(cv2.cvtColor(display, cv2.COLOR_GRAY2RGB), np.uint8)
+
+
 def blend(display: UInt8, heat: Float32) -> UInt8:
     """display (rows, columns) or RGB, heat (rows, columns) of 0 to 1; returns RGB."""
-    image = display if display.ndim == 3 else cv2.cvtColor(display, cv2.COLOR_GRAY2RGB)
+    image = in_colour(display)
     weight = np.clip(heat, 0, 1) * np.float32(STRENGTH)
     return np.asarray(cv2.blendLinear(image, colours(heat), 1 - weight, weight), np.uint8)
 
@@ -47,42 +56,68 @@ def outline(picture: UInt8, heat: Float32) -> UInt8:
     return picture
 
 
-def draw(finding: Finding, heat: Float32, model: Model) -> UInt8:
-    """The overlay with its legend below, so that no text covers the image: RGB."""
-    picture = outline(blend(finding.frame.display, heat), heat)
+def draw(finding: Finding, heat: Float32, algorithm: Algorithm) -> UInt8:
+    """The overlay with its legend below, so that no text covers the image: RGB.
+
+    Side by side, the original stands to the left.
+    """
+    display = finding.frame.display
+    picture = outline(blend(display, heat), heat)
+    if algorithm.reporting.layout == "side-by-side":
+        picture = np.hstack([in_colour(display), picture])
     missing = max(0, LEGIBLE - picture.shape[1])
     picture = np.pad(picture, ((0, 0), (missing // 2, missing - missing // 2), (0, 0)))
-    return np.vstack([picture, legend(picture.shape[1], finding, model)])
+    return np.vstack([picture, legend(picture.shape[1], finding, algorithm)])
 
 
-def legend(width: int, finding: Finding, model: Model) -> UInt8:
-    """A strip of the image's width: finding, scale, model, notice; text scaled to fit."""
+def legend(width: int, finding: Finding, algorithm: Algorithm) -> UInt8:
+    """A strip of the picture's width: finding, scale, model, notice; text scaled to fit."""
     lines = (
-        (_statement(finding), AMBER if finding.positive else WHITE),
-        (f"{model.name} {model.version}, dicomai {SOFTWARE}, {finding.analyzed_at:%Y-%m-%d}", GREY),
+        (_statement(finding, algorithm), AMBER if finding.positive else WHITE),
+        (made_by(algorithm, finding.analyzed_at), GREY),
         (f"{NOTICE}. Not a medical device.", WHITE),
     )
-    scale = min(_fit(text, width * 0.94) for text, _ in lines)
+    scale = min(fit(text, width * 0.94) for text, _ in lines)
     thickness = max(1, round(scale * 1.6))
     row = round(scale * 34)
     strip = np.zeros((row * (len(lines) + 1) + row // 2, width, 3), np.uint8)
     left = round(width * 0.03)
     for index, (text, colour) in enumerate(lines):
-        place = (left, round(row * (index + 0.8)))
-        cv2.putText(strip, text, place, FONT, scale, colour, thickness, cv2.LINE_AA)
+        write(strip, text, (left, round(row * (index + 0.8))), scale, colour)
     _draw_scale(strip, left, row * len(lines) + row // 4, row, scale * 0.8, thickness)
     return strip
 
 
-def _statement(finding: Finding) -> str:
-    word = "PRESENT" if finding.positive else "not present"
+def write(
+    picture: UInt8, text: str, place: tuple[int, int], scale: float, colour: tuple[int, int, int]
+) -> None:
+    """Text from its lower left corner (x, y)."""
+    thickness = max(1, round(scale * 1.6))
+    cv2.putText(picture, text, place, FONT, scale, colour, thickness, cv2.LINE_AA)
+
+
+def made_by(algorithm: Algorithm, moment: datetime) -> str:
+    """Model, program and date in a line."""
+    model = algorithm.model
+    return f"{model.name} {model.version}, dicomai {SOFTWARE}, {moment:%Y-%m-%d}"
+
+
+WORDS = {
+    Presence.PRESENT: "PRESENT",
+    Presence.ABSENT: "not present",
+    Presence.UNDETERMINED: "undetermined",
+}
+
+
+def _statement(finding: Finding, algorithm: Algorithm) -> str:
+    calibrated = "" if algorithm.model.calibrated else " uncalibrated"
     return (
-        f"{finding.label.code.meaning}: {word}, {finding.probability:.0%} "
-        f"(threshold {finding.label.threshold:.0%})"
+        f"{finding.label.code.meaning}: {WORDS[finding.presence]}, {finding.probability:.0%}"
+        f"{calibrated} (threshold {finding.label.threshold:.0%})"
     )
 
 
-def _fit(text: str, width: float) -> float:
+def fit(text: str, width: float) -> float:
     """The scale at which a text is so wide, lines of their usual thickness included."""
     scale = width / cv2.getTextSize(text, FONT, 1.0, 2)[0][0]
     real = cv2.getTextSize(text, FONT, scale, max(1, round(scale * 1.6)))[0][0]
@@ -105,5 +140,5 @@ def _draw_scale(strip: UInt8, left: int, top: int, row: int, scale: float, thick
     text = "100 % local probability"
     place = (start + inner + round(scale * 12), base)
     remaining = width - place[0] - left
-    scale = min(scale, _fit(text, remaining))
+    scale = min(scale, fit(text, remaining))
     cv2.putText(strip, text, place, FONT, scale, GREY, thickness, cv2.LINE_AA)

@@ -11,17 +11,17 @@ from sqlalchemy import Boolean, Float, Integer, String, column, func, select, ta
 from dicomai.store.database import Database
 from dicomai.store.tables import (
     UtcDateTime,
-    analysis,
     delivery,
     event,
     instance,
+    may_be_held,
     model,
     prediction,
     result,
     study,
     task,
 )
-from dicomai.study import Instance, Score
+from dicomai.study import Instance, Score, Sent
 
 Row = dict[str, Any]
 
@@ -37,6 +37,7 @@ v_finding = table(
     column("probability", Float),
     column("threshold", Float),
     column("positive", Boolean),
+    column("presence", String),
     column("model_name", String),
     column("model_version", String),
     column("analyzed_at", UtcDateTime),
@@ -251,24 +252,29 @@ def scores(
     }
 
 
-def predecessor(
-    database: Database, study_instance_uid: str, revision: int
-) -> tuple[str, str] | None:
-    """SOP and Series Instance UID of the report that the newest analysis before this one made."""
+def sent(database: Database, study_instance_uid: str) -> tuple[Sent, ...]:
+    """The results that a PACS may hold: sent, or at least tried, to one destination."""
+    tried = select(delivery.c.sop_instance_uid).where(may_be_held)
     statement = (
-        select(result.c.sop_instance_uid, result.c.series_instance_uid)
-        .join(analysis, analysis.c.id == result.c.analysis_id)
+        select(result)
         .where(
             result.c.study_instance_uid == study_instance_uid,
-            result.c.kind == "sr",
-            analysis.c.revision < revision,
+            result.c.sop_instance_uid.in_(tried),
         )
-        .order_by(analysis.c.revision.desc())
-        .limit(1)
+        .order_by(result.c.created_at, result.c.sop_instance_uid)
     )
     with database.read() as connection:
-        row = connection.execute(statement).first()
-    return (row.sop_instance_uid, row.series_instance_uid) if row else None
+        rows = connection.execute(statement).all()
+    return tuple(
+        Sent(
+            row.sop_instance_uid,
+            row.sop_class_uid,
+            row.series_instance_uid,
+            row.kind,
+            row.replaced_by,
+        )
+        for row in rows
+    )
 
 
 def models(database: Database) -> list[Row]:

@@ -6,7 +6,7 @@ moving its due_at to when the lease expires; a worker that dies leaves a row tha
 
 import enum
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -23,13 +23,14 @@ from dicomai.store.tables import (
     event,
     finding,
     instance,
+    may_be_held,
     model,
     prediction,
     result,
     study,
     task,
 )
-from dicomai.study import Analysis, Instance, Study
+from dicomai.study import WITHDRAWAL, Analysis, Instance, Result, Study
 
 # After this many crashes a study is claimed alone; only crashes alone count to the limit, so that
 # one bad study cannot fail its neighbours.
@@ -60,11 +61,12 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A study that is ours until the lease runs out."""
+    """A study that is ours until the lease runs out; hopeless: why it can only be failed."""
 
     study: Study
     lease: str
     attempts: int
+    hopeless: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,22 +223,24 @@ def _analyzable(connection: Connection, uid: str) -> int:
 
 
 def _supersede(connection: Connection, now: datetime, study_instance_uid: str) -> None:
-    """What still waits to be sent for the old revision is not sent."""
+    """What still waits to be sent for the old revision is not sent; withdrawals stay true."""
+    own = select(result.c.sop_instance_uid).where(
+        result.c.study_instance_uid == study_instance_uid, result.c.kind != WITHDRAWAL
+    )
+    _end_deliveries(connection, now, delivery.c.sop_instance_uid.in_(own), "pending")
+
+
+def _end_deliveries(
+    connection: Connection, now: datetime, chosen: ColumnElement[bool], state: str
+) -> None:
     rows = connection.execute(
         update(delivery)
-        .where(
-            delivery.c.state == "pending",
-            delivery.c.sop_instance_uid.in_(
-                select(result.c.sop_instance_uid).where(
-                    result.c.study_instance_uid == study_instance_uid
-                )
-            ),
-        )
-        .values(state="superseded", due_at=None)
+        .where(delivery.c.state == state, chosen)
+        .values(state="superseded", due_at=None, lease=None)
         .returning(delivery.c.id)
     ).all()
     for row in rows:
-        record(connection, now, "delivery", str(row.id), "pending", "superseded")
+        record(connection, now, "delivery", str(row.id), state, "superseded")
 
 
 def association_released(
@@ -264,7 +268,8 @@ def claim_study(
     """Take the study that has been due longest, or None.
 
     alone: take one that crashed its worker before; the caller has nothing else in hand.
-    One that has crashed max_attempts times while alone is failed instead.
+    One that has crashed max_attempts times while alone is hopeless; one that crashes even the
+    attempt to say so is failed here.
     """
     suspect = study.c.attempts >= CRASHES_IN_COMPANY
     with database.write() as connection:
@@ -283,8 +288,9 @@ def claim_study(
         if row is None:
             return None
         uid = row.study_instance_uid
-        if row.attempts >= CRASHES_IN_COMPANY + max_attempts:
-            reason = f"the worker died {row.attempts} times while analyzing this study"
+        limit = CRASHES_IN_COMPANY + max_attempts
+        reason = f"the worker died {row.attempts} times while analyzing this study"
+        if row.attempts > limit:
             _close(connection, now, uid, row.state, "failed", reason)
             return None
         lease = str(uuid.uuid4())
@@ -315,7 +321,10 @@ def claim_study(
         )
         for i in instances
     )
-    return Claim(Study(uid, row.revision, members), lease, row.attempts + 1)
+    hopeless = reason if row.attempts >= limit else None
+    return Claim(
+        Study(uid, row.revision, row.last_received_at, members), lease, row.attempts + 1, hopeless
+    )
 
 
 def _close(
@@ -364,12 +373,43 @@ def complete(
     claim: Claim,
     done: Analysis,
     data_dir: Path,
-    outputs: Mapping[str, Sequence[str]],
+    outputs: Mapping[str, Collection[str]],
 ) -> None:
     """Commit an analysis with its findings, results and deliveries, all or nothing.
 
     outputs: destination name -> kinds of results that it gets. Raises LeaseLost.
     """
+    after = "analyzed" if done.findings else "skipped"
+    reason = None if done.findings else "no image of this study can be analyzed"
+    revision = claim.study.revision
+    _conclude(database, claim, done, data_dir, outputs, after, reason, analyzed_revision=revision)
+
+
+def fail_study(
+    database: Database,
+    claim: Claim,
+    reason: str,
+    done: Analysis,
+    data_dir: Path,
+    outputs: Mapping[str, Collection[str]],
+) -> None:
+    """Close a study as failed, with what is said of that; a person can retry it.
+
+    Raises LeaseLost.
+    """
+    _conclude(database, claim, done, data_dir, outputs, "failed", reason[:500])
+
+
+def _conclude(
+    database: Database,
+    claim: Claim,
+    done: Analysis,
+    data_dir: Path,
+    outputs: Mapping[str, Collection[str]],
+    after: str,
+    reason: str | None,
+    **values: Any,
+) -> None:
     uid = claim.study.study_instance_uid
     with database.write() as connection:
         now = database.now(connection)
@@ -389,18 +429,7 @@ def complete(
             connection.execute(finding.insert(), _finding_rows(uid, analysis_id, done))
         _write_results(connection, database, now, uid, analysis_id, done, data_dir)
         _write_deliveries(connection, database, now, done, outputs)
-        after = "analyzed" if done.findings else "skipped"
-        reason = None if done.findings else "no image of this study can be analyzed"
-        _close(
-            connection,
-            now,
-            uid,
-            "analyzing",
-            after,
-            reason,
-            attempts=0,
-            analyzed_revision=claim.study.revision,
-        )
+        _close(connection, now, uid, "analyzing", after, reason, attempts=0, **values)
 
 
 def _write_exclusions(connection: Connection, uid: str, done: Analysis) -> None:
@@ -453,6 +482,7 @@ def _finding_rows(uid: str, analysis_id: int, done: Analysis) -> list[dict[str, 
             "probability": item.probability,
             "threshold": item.label.threshold,
             "positive": item.positive,
+            "presence": item.presence.value,
             "analyzed_at": item.analyzed_at,
         }
         for item in done.findings
@@ -484,6 +514,19 @@ def _write_results(
             )
             .on_conflict_do_nothing()
         )
+        if item.replaces:
+            _replace(connection, now, item)
+
+
+def _replace(connection: Connection, now: datetime, item: Result) -> None:
+    """What a result replaces ends; what a sender died over is not sent after the withdrawal."""
+    connection.execute(
+        update(result)
+        .where(result.c.sop_instance_uid.in_(item.replaces))
+        .values(replaced_by=item.sop_instance_uid)
+    )
+    for state in ("pending", "sending"):
+        _end_deliveries(connection, now, delivery.c.sop_instance_uid.in_(item.replaces), state)
 
 
 def _write_deliveries(
@@ -491,11 +534,11 @@ def _write_deliveries(
     database: Database,
     now: datetime,
     done: Analysis,
-    outputs: Mapping[str, Sequence[str]],
+    outputs: Mapping[str, Collection[str]],
 ) -> None:
     for item in done.results:
         for destination, kinds in outputs.items():
-            if item.kind not in kinds:
+            if item.kind not in kinds or not _concerns(connection, item, destination):
                 continue
             made = connection.execute(
                 database.insert(delivery)
@@ -529,6 +572,18 @@ def _write_deliveries(
                 record(connection, now, "delivery", str(again.id), "superseded", "pending")
 
 
+def _concerns(connection: Connection, item: Result, destination: str) -> bool:
+    """A withdrawal goes to those alone who were sent something of what it withdraws."""
+    if item.kind != WITHDRAWAL:
+        return True
+    sent = select(delivery.c.id).where(
+        delivery.c.sop_instance_uid.in_(item.replaces),
+        delivery.c.destination == destination,
+        may_be_held,
+    )
+    return connection.execute(sent.limit(1)).first() is not None
+
+
 def release_study(
     database: Database, claim: Claim, wait_seconds: float = 0.0, reason: str | None = None
 ) -> None:
@@ -549,22 +604,6 @@ def release_study(
         if done.rowcount:
             uid = claim.study.study_instance_uid
             record(connection, now, "study", uid, "analyzing", "receiving", reason or "given back")
-
-
-def fail_study(database: Database, claim: Claim, reason: str) -> None:
-    """Close a study as failed; a person can retry it. Raises LeaseLost."""
-    with database.write() as connection:
-        _lock_mine(connection, claim)
-        now = database.now(connection)
-        _close(
-            connection,
-            now,
-            claim.study.study_instance_uid,
-            "analyzing",
-            "failed",
-            reason[:500],
-            attempts=0,
-        )
 
 
 def retry_study(database: Database, study_instance_uid: str) -> bool:
@@ -672,15 +711,14 @@ def finish_delivery(
 
 def _is_overtaken(connection: Connection, item: Delivery) -> bool:
     row = connection.execute(
-        select(study.c.state, study.c.analyzed_revision, analysis.c.revision, result.c.kind)
+        select(study.c.state, result.c.kind, result.c.replaced_by)
         .select_from(result)
         .join(study, study.c.study_instance_uid == result.c.study_instance_uid)
-        .join(analysis, analysis.c.id == result.c.analysis_id)
         .where(result.c.sop_instance_uid == item.sop_instance_uid)
     ).one()
     if row.state in {"receiving", "analyzing"}:
-        return True  # complete() makes it due again if it still holds
-    return bool(row.kind == "sr" and row.revision < row.analyzed_revision)
+        return bool(row.kind != WITHDRAWAL)  # complete() makes it due again if it still holds
+    return row.replaced_by is not None
 
 
 def release_deliveries(database: Database, items: Sequence[Delivery]) -> None:
@@ -701,7 +739,11 @@ def release_deliveries(database: Database, items: Sequence[Delivery]) -> None:
 
 def retry_deliveries(database: Database, destination: str | None = None) -> int:
     """Make failed and waiting deliveries due now, to all destinations or to one."""
-    chosen: list[ColumnElement[bool]] = [delivery.c.state.in_(("failed", "pending"))]
+    standing = select(result.c.sop_instance_uid).where(result.c.replaced_by.is_(None))
+    chosen: list[ColumnElement[bool]] = [
+        delivery.c.state.in_(("failed", "pending")),
+        delivery.c.sop_instance_uid.in_(standing),
+    ]
     if destination is not None:
         chosen.append(delivery.c.destination == destination)
     with database.write() as connection:

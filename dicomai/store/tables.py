@@ -147,12 +147,14 @@ finding = Table(
     Column("probability", Float, nullable=False),
     Column("threshold", Float, nullable=False),
     Column("positive", Boolean, nullable=False),
+    Column("presence", String(12), nullable=False),
     Column("analyzed_at", UtcDateTime, nullable=False),
     UniqueConstraint("analysis_id", "sop_instance_uid", "frame_number", "label"),
     Index(None, "analyzed_at"),
 )
 
 # A result belongs to the analysis that first made it, and stays while later ones make the same.
+# replaced_by: the result that withdrew it or took its place.
 result = Table(
     "result",
     metadata,
@@ -165,6 +167,7 @@ result = Table(
     Column("source_sop_instance_uid", UID),
     Column("path", String(300), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("replaced_by", UID),
     Index(None, "study_instance_uid"),
 )
 
@@ -184,6 +187,9 @@ delivery = Table(
     UniqueConstraint("sop_instance_uid", "destination"),
     Index(None, "due_at"),
 )
+
+# Whether the destination may hold the object: an answer may have been lost on the way.
+may_be_held = (delivery.c.state != "superseded") | (delivery.c.attempts > 0)
 
 task = Table(
     "task",

@@ -1,0 +1,118 @@
+"""A report of what was not analyzed, and why: silence must not be taken for "normal"."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from highdicom.sr import (
+    CodeContentItem,
+    CodedConcept,
+    ContainerContentItem,
+    ContentSequence,
+    EnhancedSR,
+    ImageContentItem,
+    RelationshipTypeValues,
+    TextContentItem,
+)
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from dicomai.report import identity
+from dicomai.report.sr import observer, previous, refer_to_request
+from dicomai.study import MANUFACTURER, Algorithm, Exclusion, Sent
+
+SERIES_NUMBER = 9906
+
+TITLE = CodedConcept("not-analyzed", "99DICOMAI", "Images not analyzed by AI")
+# CID 6047, as CAD reports state it.
+SUMMARY = CodedConcept("111017", "DCM", "CAD Processing and Findings Summary")
+NONE_ANALYZED = CodedConcept("111245", "DCM", "No algorithms succeeded; without findings")
+SOME_POSITIVE = CodedConcept("111244", "DCM", "Not all algorithms succeeded; with findings")
+SOME_NEGATIVE = CodedConcept("111243", "DCM", "Not all algorithms succeeded; without findings")
+COMMENT = CodedConcept("121106", "DCM", "Comment")
+SOURCE = CodedConcept("260753009", "SCT", "Source")
+
+
+def not_analyzed(
+    source: Dataset,
+    exclusions: Sequence[Exclusion],
+    outcome: CodedConcept,
+    algorithm: Algorithm,
+    moment: datetime,
+    predecessors: Sequence[Sent],
+) -> Dataset:
+    """One line of text an image, with the reason.
+
+    source: a header of the study; outcome: NONE_ANALYZED, SOME_POSITIVE or SOME_NEGATIVE
+    """
+    moment = identity.local_time(moment, source)
+    evidence = [stand_in(source, exclusion) for exclusion in exclusions]
+    about = [
+        f"{x.instance.sop_instance_uid}:{x.instance.digest}:{x.code}:{x.reason}" for x in exclusions
+    ]
+    before = [f"after {item.sop_instance_uid}" for item in predecessors]
+    ds = EnhancedSR(
+        evidence=evidence,
+        content=_content(exclusions, outcome, algorithm),
+        series_instance_uid=identity.series_uid(source.StudyInstanceUID, "not-analyzed", algorithm),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=identity.object_uid(
+            "not-analyzed", [*about, *before, outcome.value], algorithm
+        ),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        previous_versions=previous(source, predecessors),
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+    )
+    identity.sign(ds, source, identity.PATIENT_AND_STUDY, algorithm, moment)
+    ds.SeriesDescription = f"NOT analyzed by AI {algorithm.model.name}"
+    item = Dataset()
+    item.CodingSchemeDesignator = "99DICOMAI"
+    item.CodingSchemeName = "dicomai"
+    item.CodingSchemeResponsibleOrganization = MANUFACTURER
+    ds.CodingSchemeIdentificationSequence = [item]
+    refer_to_request(ds, source)
+    return ds
+
+
+def stand_in(source: Dataset, exclusion: Exclusion) -> Dataset:
+    """What highdicom needs to know of an image that may be unreadable itself."""
+    ds = identity.for_highdicom(source)
+    ds.SOPClassUID = exclusion.instance.sop_class_uid
+    ds.SOPInstanceUID = exclusion.instance.sop_instance_uid
+    ds.SeriesInstanceUID = exclusion.instance.series_instance_uid
+    return ds
+
+
+def _content(
+    exclusions: Sequence[Exclusion], outcome: CodedConcept, algorithm: Algorithm
+) -> Dataset:
+    contains = RelationshipTypeValues.CONTAINS
+    root = ContainerContentItem(TITLE, is_content_continuous=False)
+    root.ContentSequence = ContentSequence()
+    root.ContentSequence.extend(observer(algorithm.model))
+    model = algorithm.model
+    count = len(exclusions)
+    lead = (
+        f"{count} {'image was' if count == 1 else 'images were'} NOT analyzed by {model.name} "
+        f"{model.version}. Nothing is said about {'it' if count == 1 else 'them'}: this does not "
+        f"mean normal. {identity.NOTICE}."
+    )
+    root.ContentSequence.append(CodeContentItem(SUMMARY, outcome, contains))
+    root.ContentSequence.append(TextContentItem(COMMENT, lead, contains))
+    for exclusion in exclusions:
+        line = TextContentItem(COMMENT, f"{exclusion.code}: {exclusion.reason}", contains)
+        line.ContentSequence = ContentSequence(
+            [
+                ImageContentItem(
+                    SOURCE,
+                    exclusion.instance.sop_class_uid,
+                    exclusion.instance.sop_instance_uid,
+                    relationship_type=RelationshipTypeValues.INFERRED_FROM,
+                )
+            ]
+        )
+        root.ContentSequence.append(line)
+    return root

@@ -1,0 +1,165 @@
+"""The summary picture of a study: what was found, how sure, and where."""
+
+from bisect import insort
+from dataclasses import dataclass
+from datetime import datetime
+
+import cv2
+import numpy as np
+
+from dicomai.report.identity import frame_key
+from dicomai.report.overlay import AMBER, GREY, WHITE, WORDS, blend, fit, made_by, outline, write
+from dicomai.study import Algorithm, Finding, Float32, Label, Presence, UInt8
+
+WIDTH = 1024
+MARGIN = 32
+TILES = 6  # images shown, the most probable first
+TILES_IN_A_ROW = 3
+TILE = (WIDTH - 4 * MARGIN) // TILES_IN_A_ROW
+ROW = 44
+NAME, BAR, WORD = MARGIN, 330, 660  # where the columns of the table begin
+TRACK, BAND = (60, 60, 60), (110, 110, 110)
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A small overlay; order: the most probable first, then always the same."""
+
+    order: tuple[float, str]
+    caption: str
+    picture: UInt8
+
+
+@dataclass(slots=True)
+class Tally:
+    """A label over all images of a study; best: the highest probability."""
+
+    best: float = 0.0
+    presence: Presence = Presence.ABSENT
+    positive: int = 0
+
+
+class Overview:
+    """Collects what a study's summary shows, image by image; keeps no whole picture."""
+
+    def __init__(self, labels: tuple[Label, ...]) -> None:
+        self._tallies = {label: Tally() for label in labels}
+        self._tiles: list[Tile] = []
+        self._images = 0
+
+    def add(self, findings: list[Finding], heat: Float32, name: str) -> None:
+        """One image; heat: (rows, columns), of its most probable finding."""
+        self._images += 1
+        for item in findings:
+            tally = self._tallies[item.label]
+            tally.positive += item.positive
+            if item.probability >= tally.best:
+                tally.best, tally.presence = item.probability, item.presence
+        top = most_probable(findings)
+        order = (-top.probability, frame_key(top.frame))
+        if len(self._tiles) == TILES and order > self._tiles[-1].order:
+            return
+        caption = f"{name}: {top.label.code.meaning} {top.probability:.0%}"
+        picture = _tile(top.frame.display, heat)
+        insort(self._tiles, Tile(order, caption, picture), key=lambda tile: tile.order)
+        del self._tiles[TILES:]
+
+    def draw(self, not_analyzed: int, algorithm: Algorithm, moment: datetime) -> UInt8:
+        """The picture, RGB, WIDTH wide."""
+        images = f"{_count(self._images, 'image')} analyzed"
+        if not_analyzed:
+            images += f", {_count(not_analyzed, 'image')} NOT analyzed"
+        head = (
+            ("AI summary, not for diagnosis", 1.1, WHITE),
+            (self._statement(), 0.9, AMBER if self._positive() else WHITE),
+            (images, 0.7, AMBER if not_analyzed else GREY),
+        )
+        probabilities = "calibrated" if algorithm.model.calibrated else "not calibrated"
+        foot = (
+            (f"{made_by(algorithm, moment)}. Probabilities are {probabilities}.", 0.6, GREY),
+            (
+                "The images with the highest probabilities are shown. Not a medical device.",
+                0.6,
+                GREY,
+            ),
+        )
+        table = [_table_row(label, tally, self._images, algorithm.reporting.undetermined_margin)
+                 for label, tally in self._tallies.items()]  # fmt: skip
+        parts = [_lines(head), *table, *self._rows_of_tiles(), _lines(foot)]
+        return np.vstack(parts)
+
+    def _positive(self) -> list[str]:
+        return [label.code.meaning for label, tally in self._tallies.items() if tally.positive]
+
+    def _statement(self) -> str:
+        if positive := self._positive():
+            return f"Present: {', '.join(positive)}"
+        if any(tally.presence is Presence.UNDETERMINED for tally in self._tallies.values()):
+            return "No finding is present; see those that are undetermined"
+        return "No finding reaches its threshold. This does not rule one out."
+
+    def _rows_of_tiles(self) -> list[UInt8]:
+        rows = []
+        for start in range(0, len(self._tiles), TILES_IN_A_ROW):
+            row = np.zeros((TILE + ROW + MARGIN, WIDTH, 3), np.uint8)
+            for column, tile in enumerate(self._tiles[start : start + TILES_IN_A_ROW]):
+                left = MARGIN + column * (TILE + MARGIN)
+                row[MARGIN : MARGIN + TILE, left : left + TILE] = tile.picture
+                scale = min(0.55, fit(tile.caption, TILE))
+                write(row, tile.caption, (left, MARGIN + TILE + 24), scale, WHITE)
+            rows.append(row)
+        return rows
+
+
+def most_probable(findings: list[Finding]) -> Finding:
+    """The finding with the highest probability."""
+    return max(findings, key=lambda item: item.probability)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _lines(lines: tuple[tuple[str, float, tuple[int, int, int]], ...]) -> UInt8:
+    strip = np.zeros((ROW * len(lines) + MARGIN, WIDTH, 3), np.uint8)
+    for index, (text, scale, colour) in enumerate(lines):
+        smaller = min(scale, fit(text, WIDTH - 2 * MARGIN))
+        write(strip, text, (MARGIN, MARGIN // 2 + round(ROW * (index + 0.7))), smaller, colour)
+    return strip
+
+
+def _table_row(label: Label, tally: Tally, images: int, margin: float) -> UInt8:
+    """Name, a bar up to the highest probability with the threshold, what it means."""
+    row = np.zeros((ROW, WIDTH, 3), np.uint8)
+    colour = AMBER if tally.positive else WHITE
+    name = label.code.meaning
+    write(row, name, (NAME, 29), min(0.65, fit(name, BAR - NAME - 16)), colour)
+
+    def x(probability: float) -> int:
+        return BAR + round((WORD - 24 - BAR) * min(1.0, max(0.0, probability)))
+
+    cv2.rectangle(row, (x(0), 14), (x(1), 32), TRACK, cv2.FILLED)
+    if margin:
+        low, high = label.threshold - margin, label.threshold + margin
+        cv2.rectangle(row, (x(low), 14), (x(high), 32), BAND, cv2.FILLED)
+    cv2.rectangle(row, (x(0), 18), (x(tally.best), 28), colour, cv2.FILLED)
+    cv2.line(row, (x(label.threshold), 8), (x(label.threshold), 38), WHITE, 2)
+    text = f"{tally.best:.0%} {WORDS[tally.presence]}"
+    if tally.positive and images > 1:
+        text += f" in {tally.positive} of {images}"
+    write(row, text, (WORD, 29), min(0.65, fit(text, WIDTH - MARGIN - WORD)), colour)
+    return row
+
+
+def _tile(display: UInt8, heat: Float32) -> UInt8:
+    """An overlay that fits a square, whole, on black."""
+    rows, columns = display.shape[:2]
+    scale = TILE / max(rows, columns)
+    size = (max(1, round(columns * scale)), max(1, round(rows * scale)))
+    small = cv2.resize(display, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+    cells = cv2.resize(heat, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    picture = outline(blend(small, cells), cells)
+    square = np.zeros((TILE, TILE, 3), np.uint8)
+    top, left = (TILE - size[1]) // 2, (TILE - size[0]) // 2
+    square[top : top + size[1], left : left + size[0]] = picture
+    return square
