@@ -2,7 +2,8 @@
 
 PYTHON ?= python3
 VENV := .venv
-PEERS := orthanc orthanc-dicomweb dcmtk dicom3tools pixelmed-apps default-jre-headless postgresql
+PEERS := orthanc orthanc-dicomweb dcmtk dicom3tools pixelmed-apps default-jre-headless postgresql \
+  chromium $(if $(shell command -v node),,nodejs) $(if $(shell command -v npm),,npm)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test check peers starter images mutants speed pointing clean

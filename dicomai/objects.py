@@ -77,7 +77,8 @@ class Maker:
         name = f"image {header.get('InstanceNumber') or '-'}"
         if identity.has_frames(header):
             name += f", frame {number}"
-        self._overview.add(findings, heats[number, top.label.key], name)
+        heat = heats[number, top.label.key]
+        self._overview.add(findings, heat, name, identity.pixel_height(header))
 
     def of_study(
         self,

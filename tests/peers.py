@@ -22,6 +22,10 @@ PACKAGES = {
     "DicomSRValidator": "pixelmed-apps",
     "java": "default-jre-headless",
     "/usr/lib/postgresql": "postgresql",
+    "/usr/share/orthanc/plugins/libOrthancDicomWeb.so": "orthanc-dicomweb",
+    "chromium": "chromium",
+    "node": "nodejs",
+    "npm": "npm",
 }
 
 
@@ -111,7 +115,9 @@ class Postgres:
 class Orthanc:
     """A PACS on free ports of 127.0.0.1 that knows the daemon as a modality."""
 
-    def __init__(self, folder: Path, daemon_port: int, forward: bool = False) -> None:
+    def __init__(
+        self, folder: Path, daemon_port: int, forward: bool = False, plugins: Sequence[str] = ()
+    ) -> None:
         need("Orthanc")
         self.http, self.dicom = free_port(), free_port()
         self.folder = folder
@@ -140,7 +146,7 @@ class Orthanc:
                     "OverwriteInstances": False,
                     "DicomModalities": {"dicomai": ["DICOMAI", "127.0.0.1", daemon_port]},
                     "LuaScripts": scripts,
-                    "Plugins": [],
+                    "Plugins": list(plugins),
                 }
             )
         )

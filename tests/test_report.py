@@ -221,6 +221,26 @@ def test_a_finding_is_positive_from_its_threshold_on(scorer: Scorer, tmp_path: P
         assert finding.positive is bool(threshold == probability)
 
 
+def test_the_report_points_at_the_most_suspicious_place_inside_the_image(
+    scorer: Scorer, tmp_path: Path
+) -> None:
+    source = make.chest_radiograph()
+    first = run(scorer, tmp_path / "first", source)
+    (key, score), box = *scores(first).items(), first.predictions[0].frame.letterbox
+    size = score.maps.shape[-1]
+    for row, column in ((2, 5), (0, 0), (size - 1, size - 2)):
+        maps = np.full_like(score.maps, -50)
+        maps[0, row, column] = 50
+        done = run(scorer, tmp_path / f"{row}", source, scores={key: replace(score, maps=maps)})
+        (report,) = read(done, "sr")
+        ((x, y),) = [item.GraphicData for item in tree(report) if item.ValueType == "SCOORD"]
+        cell = box.columns / size
+        assert abs(x / cell - column - 0.5) <= 1
+        assert abs(y / cell - row - 0.5) <= 1
+        assert 0 < x < box.columns
+        assert 0 < y < box.rows
+
+
 def test_near_its_threshold_a_finding_is_undetermined(scorer: Scorer, tmp_path: Path) -> None:
     source = make.chest_radiograph()
     first = run(scorer, tmp_path, source)
@@ -498,8 +518,11 @@ def test_where_no_image_is_accepted_only_that_is_said(
     asked = run(everything, tmp_path / "asked", lateral)
     assert kinds(asked) == ["not-analyzed"]
     (report,) = read(asked, "not-analyzed")
-    (code,) = (x.ConceptCodeSequence[0] for x in report.ContentSequence if x.ValueType == "CODE" and
-               x.ConceptNameCodeSequence[0].CodeValue == "111017")  # fmt: skip
+    (code,) = (
+        item.ConceptCodeSequence[0]
+        for item in tree(report)
+        if item.ConceptNameCodeSequence[0].CodeValue == "111017"
+    )
     assert code.CodeMeaning == "No algorithms succeeded; without findings"
     texts = [item.TextValue for item in tree(report) if item.ValueType == "TEXT"]
     assert [text for text in texts if "NOT analyzed" in text and "does not mean normal" in text]

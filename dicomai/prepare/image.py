@@ -77,6 +77,12 @@ def header_of(ds: Dataset, frame_count: int) -> Dataset:
                 header[tag] = element
     if "NumberOfFrames" in header:
         header.NumberOfFrames = frame_count
+    with contextlib.suppress(*pixels.DECODER_ERRORS):
+        # The grey scale that functional groups give the first frame.
+        first = pixels.of_frame(ds, 1)
+        for keyword in pixels.GREY_SCALE:
+            if keyword in first:
+                header[keyword] = first[keyword]
     return header
 
 

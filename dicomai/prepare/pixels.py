@@ -28,6 +28,7 @@ Step = Callable[[Float64], Float64]
 
 MODALITY = ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept")
 VOI = ("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction")
+GREY_SCALE = MODALITY + VOI
 # Functional group macro: what it says instead of the object (PS3.3 C.7.6.16.2.9, C.7.6.16.2.10).
 MACROS = {"PixelValueTransformationSequence": MODALITY, "FrameVOILUTSequence": VOI}
 

@@ -7,12 +7,16 @@ its dates come from stored facts, the same bytes.
 import copy
 import re
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from importlib.metadata import version
 
+from highdicom.base import SOPClass
+from highdicom.sr import ImageLibraryEntryDescriptors
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 from pydicom.valuerep import DA, TM
 
 from dicomai.study import MANUFACTURER, Algorithm, Frame, Model
@@ -56,7 +60,29 @@ OF_THE_IMAGE = (
     "LossyImageCompressionRatio",
     "LossyImageCompressionMethod",
 )
-
+PROJECTION = {"PatientOrientation": 2, "ImagerPixelSpacing": 2}
+SLICE = {
+    "PixelSpacing": 2,
+    "SliceThickness": 1,
+    "ImageOrientationPatient": 6,
+    "ImagePositionPatient": 3,
+}
+# What highdicom needs to know of an image that an object refers to.
+DESCRIBES_IMAGE = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "Modality",
+    "FrameOfReferenceUID",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "SamplesPerPixel",
+    "PixelRepresentation",
+    *PROJECTION,
+    *SLICE,
+)
 # Defined terms of Body Part Examined (PS3.16 Annex L) that there is one of.
 UNPAIRED = frozenset((
     "ABDOMEN", "ABDOMENPELVIS", "AORTA", "BACK", "BLADDER", "BRAIN", "CHEST", "CHESTABDOMEN",
@@ -131,19 +157,67 @@ def has_frames(source: Dataset) -> bool:
     return int(source.get("NumberOfFrames") or 1) > 1
 
 
+def number_of(source: Dataset, keyword: str) -> float | None:
+    """The first value as a number, where there is one."""
+    value = source.get(keyword)
+    if isinstance(value, (MultiValue, list)):
+        value = value[0] if value else None
+    try:
+        return None if value is None or value == "" else float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def pixel_height(source: Dataset) -> float:
+    """Of a pixel whose width is 1 (PS3.3 C.7.6.3.1.7)."""
+    for keyword in ("PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing"):
+        if has_values(source, {keyword: 2}):
+            vertical, horizontal = (float(value) for value in source[keyword].value)
+            if vertical > 0 and horizontal > 0:
+                return vertical / horizontal
+    return 1.0
+
+
 def for_highdicom(source: Dataset) -> Dataset:
-    """A header that highdicom accepts whatever the source holds; restore() undoes it afterwards."""
+    """A header that highdicom accepts whatever the source holds.
+
+    sign() puts the source's own values in, name_classes() its class where highdicom has no name for
+    it (private and retired ones).
+    """
     ds = Dataset()
-    for element in source:
-        if element.tag.group < 0x7FE0 and not element.tag.is_private:
-            ds[element.tag] = copy.deepcopy(element)
+    for keyword in DESCRIBES_IMAGE:
+        if keyword in source and not source[keyword].is_empty:
+            ds[keyword] = copy.deepcopy(source[keyword])
     ds.SpecificCharacterSet = "ISO_IR 192"
     for keyword in ("PatientName", "PatientID", "StudyID", "AccessionNumber"):
         setattr(ds, keyword, "")
     ds.ReferringPhysicianName = ds.PatientBirthDate = ds.PatientSex = None
-    ds.StudyDate = _or_none(DA, ds.get("StudyDate"))
-    ds.StudyTime = _or_none(TM, ds.get("StudyTime"))
+    ds.StudyDate = _or_none(DA, source.get("StudyDate"))
+    ds.StudyTime = _or_none(TM, source.get("StudyTime"))
+    # Of a radiograph the image library demands orientation and spacing (TID 1603), of a slice its
+    # place (TID 1604); many lack one of them, and are described as any image (TID 1602).
+    if not any(has_values(ds, counts) for counts in (PROJECTION, SLICE)):
+        ds.Modality = "OT"
+    try:
+        ImageLibraryEntryDescriptors(ds)
+    except (ValueError, KeyError):
+        ds.SOPClassUID, ds.Modality = SecondaryCaptureImageStorage, "OT"
     return ds
+
+
+def name_classes(document: Dataset, classes: Mapping[str, str]) -> None:
+    """Name the true class of each image; classes: SOP Instance UID -> SOP Class UID."""
+    for element in document:
+        for item in element.value if element.VR == "SQ" else ():
+            uid = item.get("ReferencedSOPInstanceUID")
+            if uid in classes:
+                item.ReferencedSOPClassUID = classes[uid]
+            name_classes(item, classes)
+
+
+def has_values(ds: Dataset, counts: Mapping[str, int]) -> bool:
+    """Whether each element is there with so many values; counts: keyword -> how many."""
+    return all(keyword in ds and count == ds[keyword].VM for keyword, count in counts.items())
 
 
 def _or_none(kind: type[DA] | type[TM], value: object) -> DA | TM | None:
@@ -153,13 +227,46 @@ def _or_none(kind: type[DA] | type[TM], value: object) -> DA | TM | None:
         return None
 
 
+def begin(
+    source: Dataset,
+    sop_class_uid: str,
+    modality: str,
+    uid: str,
+    series: tuple[str, int],
+) -> Dataset:
+    """An object of the source's study with nothing in it yet; series: UID and number."""
+    ref = for_highdicom(source)
+    return SOPClass(
+        study_instance_uid=ref.StudyInstanceUID,
+        series_instance_uid=series[0],
+        series_number=series[1],
+        sop_instance_uid=uid,
+        sop_class_uid=sop_class_uid,
+        instance_number=1,
+        modality=modality,
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        study_date=ref.StudyDate,
+        study_time=ref.StudyTime,
+    )
+
+
+def reference(source: Dataset, frame_numbers: Sequence[int] = ()) -> Dataset:
+    """An item that names an image (PS3.3 10.3); its frames, where it has more than one."""
+    item = Dataset()
+    item.ReferencedSOPClassUID = source.SOPClassUID
+    item.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    if frame_numbers and has_frames(source):
+        item.ReferencedFrameNumber = list(frame_numbers)
+    return item
+
+
 def restore(result: Dataset, source: Dataset, keywords: Sequence[str]) -> None:
     """Put the source's own values back, verbatim."""
     for keyword in keywords:
         if keyword in source and _worth_copying(source, keyword):
             element = copy.deepcopy(source[keyword])
             if element.VR == "SQ":
-                _drop_empty(element)
+                drop_empty(element)
                 if not element.value:
                     continue
             result[keyword] = element
@@ -170,19 +277,19 @@ def restore(result: Dataset, source: Dataset, keywords: Sequence[str]) -> None:
 def _worth_copying(source: Dataset, keyword: str) -> bool:
     # An empty Laterality on an unpaired body part, and an age that is none, are errors here too;
     # neither says who the patient is.
-    if keyword in {"Laterality", "ImageLaterality", "BodyPartExamined"}:
-        return bool(source[keyword].value)
+    if keyword in OF_THE_IMAGE:
+        return not source[keyword].is_empty
     if keyword == "PatientAge":
         return re.fullmatch(r"[0-9]{3}[DWMY]", str(source.PatientAge)) is not None
     return True
 
 
-def _drop_empty(sequence: DataElement) -> None:
+def drop_empty(sequence: DataElement) -> None:
     """Remove elements and items that say nothing: no sequence that we copy may hold them."""
     for item in sequence.value:
         for element in list(item):
             if element.VR == "SQ":
-                _drop_empty(element)
+                drop_empty(element)
             if element.is_empty or (element.VR == "SQ" and not element.value):
                 del item[element.tag]
     sequence.value = [item for item in sequence.value if len(item)]
@@ -213,16 +320,7 @@ def describe_equipment(result: Dataset, model: Model, moment: datetime) -> None:
     item.DeviceUID = device_uid(model)
     item.ContributionDateTime = moment.strftime("%Y%m%d%H%M%S")
     item.ContributionDescription = NOTICE
-    others = [
-        other
-        for other in result.get("ContributingEquipmentSequence", [])
-        if other.PurposeOfReferenceCodeSequence[0].CodeValue != "109102"
-    ]
-    for other in others:
-        # highdicom stamps these with the clock; a result must come out the same tomorrow.
-        if "ContributionDateTime" in other:
-            del other.ContributionDateTime
-    result.ContributingEquipmentSequence = [*others, item]
+    result.ContributingEquipmentSequence = [item]
 
 
 def stamp(result: Dataset, moment: datetime) -> None:
@@ -249,11 +347,7 @@ def sign(
 
 def source_image(source: Dataset, frame_number: int | None) -> Dataset:
     """An item of Source Image Sequence (PS3.3 C.7.6.1.1.4); no frame: the whole image."""
-    item = Dataset()
-    item.ReferencedSOPClassUID = source.SOPClassUID
-    item.ReferencedSOPInstanceUID = source.SOPInstanceUID
-    if frame_number is not None and has_frames(source):
-        item.ReferencedFrameNumber = frame_number
+    item = reference(source, [] if frame_number is None else [frame_number])
     item.PurposeOfReferenceCodeSequence = [
         code("121322", "DCM", "Source image for image processing operation")
     ]

@@ -51,6 +51,7 @@ def key_objects(
         algorithm,
         moment,
     )
+    identity.name_classes(ds, {uid: sources[uid].SOPClassUID for uid in frames})
     for item in ds.ContentSequence:
         if item.ValueType == "IMAGE":
             (reference,) = item.ReferencedSOPSequence

@@ -10,6 +10,7 @@ from highdicom.sr import (
     ContentSequence,
     EnhancedSR,
     ImageContentItem,
+    LanguageOfContentItemAndDescendants,
     RelationshipTypeValues,
     TextContentItem,
 )
@@ -28,7 +29,10 @@ SUMMARY = CodedConcept("111017", "DCM", "CAD Processing and Findings Summary")
 NONE_ANALYZED = CodedConcept("111245", "DCM", "No algorithms succeeded; without findings")
 SOME_POSITIVE = CodedConcept("111244", "DCM", "Not all algorithms succeeded; with findings")
 SOME_NEGATIVE = CodedConcept("111243", "DCM", "Not all algorithms succeeded; without findings")
-COMMENT = CodedConcept("121106", "DCM", "Comment")
+ENGLISH = CodedConcept("en", "RFC5646", "English")
+# CID 7001 and CID 7002, of TID 2000.
+SECTION = CodedConcept("121064", "DCM", "Current Procedure Descriptions")
+DESCRIPTION = CodedConcept("121065", "DCM", "Procedure Description")
 SOURCE = CodedConcept("260753009", "SCT", "Source")
 
 
@@ -74,13 +78,14 @@ def not_analyzed(
     item.CodingSchemeResponsibleOrganization = MANUFACTURER
     ds.CodingSchemeIdentificationSequence = [item]
     refer_to_request(ds, source)
+    classes = {x.instance.sop_instance_uid: x.instance.sop_class_uid for x in exclusions}
+    identity.name_classes(ds, classes)
     return ds
 
 
 def stand_in(source: Dataset, exclusion: Exclusion) -> Dataset:
     """What highdicom needs to know of an image that may be unreadable itself."""
     ds = identity.for_highdicom(source)
-    ds.SOPClassUID = exclusion.instance.sop_class_uid
     ds.SOPInstanceUID = exclusion.instance.sop_instance_uid
     ds.SeriesInstanceUID = exclusion.instance.series_instance_uid
     return ds
@@ -90,9 +95,12 @@ def _content(
     exclusions: Sequence[Exclusion], outcome: CodedConcept, algorithm: Algorithm
 ) -> Dataset:
     contains = RelationshipTypeValues.CONTAINS
-    root = ContainerContentItem(TITLE, is_content_continuous=False)
-    root.ContentSequence = ContentSequence()
-    root.ContentSequence.extend(observer(algorithm.model))
+    root = ContainerContentItem(TITLE, template_id="2000")
+    section = ContainerContentItem(SECTION, relationship_type=contains)
+    root.ContentSequence = ContentSequence(
+        [*LanguageOfContentItemAndDescendants(ENGLISH), *observer(algorithm.model), section]
+    )
+    section.ContentSequence = ContentSequence()
     model = algorithm.model
     count = len(exclusions)
     lead = (
@@ -100,10 +108,10 @@ def _content(
         f"{model.version}. Nothing is said about {'it' if count == 1 else 'them'}: this does not "
         f"mean normal. {identity.NOTICE}."
     )
-    root.ContentSequence.append(CodeContentItem(SUMMARY, outcome, contains))
-    root.ContentSequence.append(TextContentItem(COMMENT, lead, contains))
+    section.ContentSequence.append(CodeContentItem(SUMMARY, outcome, contains))
+    section.ContentSequence.append(TextContentItem(DESCRIPTION, lead, contains))
     for exclusion in exclusions:
-        line = TextContentItem(COMMENT, f"{exclusion.code}: {exclusion.reason}", contains)
+        line = TextContentItem(DESCRIPTION, f"{exclusion.code}: {exclusion.reason}", contains)
         line.ContentSequence = ContentSequence(
             [
                 ImageContentItem(
@@ -114,5 +122,5 @@ def _content(
                 )
             ]
         )
-        root.ContentSequence.append(line)
+        section.ContentSequence.append(line)
     return root

@@ -1,37 +1,34 @@
-"""Softcopy Presentation State: contours and labels on the original image (PS3.3 A.33)."""
+"""Softcopy Presentation State: contours and labels on the original (PS3.3 A.33.1, A.33.2).
 
+Written here rather than by highdicom, which needs to know the class of the image, and its
+functional groups: images of retired and private classes are shown to people, too.
+"""
+
+import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import cv2
 import numpy as np
-from highdicom import PresentationLUTTransformation
 from highdicom.color import CIELabColor
-from highdicom.pr import (
-    ColorSoftcopyPresentationState,
-    GraphicAnnotation,
-    GraphicLayer,
-    GraphicObject,
-    GrayscaleSoftcopyPresentationState,
-    TextObject,
-)
+from numpy.typing import NDArray
+from PIL import ImageCms
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import (
+    ColorSoftcopyPresentationStateStorage,
+    GrayscaleSoftcopyPresentationStateStorage,
+)
 
 from dicomai.report import identity
-from dicomai.study import MANUFACTURER, Algorithm, Finding, Float32
+from dicomai.study import Algorithm, Finding, Float32
 
 SERIES_NUMBER = 9903
 LAYER = "AI"
 LEVEL = 0.5  # local probability; the overlay draws a line there, too
 SMALLEST = 3  # corners that make an area
 YELLOW = CIELabColor(85.0, 5.0, 80.0)
-# What the image says of its own grey scale; the presentation state takes its place (PS3.4 N.2).
-GREY_SCALE = (
-    "RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence",
-    "WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction",
-    "VOILUTSequence",
-)  # fmt: skip
+LINE_HEIGHT = 0.05  # of the displayed area
+# Creation date of an ICC profile; the same object must come out the same tomorrow.
+PROFILE_DATE = slice(24, 36)
 
 
 def presentation_state(
@@ -44,84 +41,135 @@ def presentation_state(
 
     source: its header; heats: (frame number, label key) -> (rows, columns) of 0 to 1
     """
-    moment = identity.local_time(max(item.analyzed_at for item in positive), source)
-    ref = identity.for_highdicom(source)
-    layer = GraphicLayer(LAYER, 1, "AI result, not for diagnosis", display_color=YELLOW)
     about = [f"{identity.frame_key(item.frame)}:{item.label.key}" for item in positive]
-    arguments: dict[str, Any] = {
-        "referenced_images": [ref],
-        "series_instance_uid": identity.series_uid(source.StudyInstanceUID, "gsps", algorithm),
-        "series_number": SERIES_NUMBER,
-        "sop_instance_uid": identity.object_uid("gsps", about, algorithm),
-        "instance_number": 1,
-        "manufacturer": MANUFACTURER,
-        "manufacturer_model_name": "dicomai",
-        "software_versions": (identity.SOFTWARE,),
-        "device_serial_number": "1",
-        "content_label": "AI_CONTOURS",
-        "content_description": "Contours of AI findings, not for diagnosis",
-        "graphic_layers": [layer],
-        "graphic_annotations": _annotations(ref, positive, heats, layer),
-        "transfer_syntax_uid": ExplicitVRLittleEndian,
-    }
-    if int(source.get("SamplesPerPixel") or 1) > 1:
-        ds: Dataset = ColorSoftcopyPresentationState(**arguments)
+    in_colour = positive[0].frame.display.ndim == 3
+    ds = identity.begin(
+        source,
+        ColorSoftcopyPresentationStateStorage
+        if in_colour
+        else GrayscaleSoftcopyPresentationStateStorage,
+        "PR",
+        identity.object_uid("gsps", about, algorithm),
+        (identity.series_uid(source.StudyInstanceUID, "gsps", algorithm), SERIES_NUMBER),
+    )
+    ds.SeriesDescription = f"AI contours {algorithm.model.name}, not for diagnosis"
+    ds.ContentLabel = "AI_CONTOURS"
+    ds.ContentDescription = "Contours of AI findings, not for diagnosis"
+    ds.ContentCreatorName = ""
+    ds.PresentationCreationDate = ds.PresentationCreationTime = None  # sign() knows
+    series = Dataset()
+    series.SeriesInstanceUID = source.SeriesInstanceUID
+    series.ReferencedImageSequence = [identity.reference(source)]
+    ds.ReferencedSeriesSequence = [series]
+    ds.GraphicAnnotationSequence = _annotations(source, positive, heats)
+    ds.GraphicLayerSequence = [_layer()]
+    ds.DisplayedAreaSelectionSequence = [_whole_image(source)]
+    if in_colour:
+        ds.ICCProfile = standard_profile()
     else:
-        # MONOCHROME1 shows the lowest value as white (PS3.3 C.7.6.3.1.2).
-        inverted = source.get("PhotometricInterpretation") == "MONOCHROME1"
-        shape = PresentationLUTTransformation("INVERSE" if inverted else "IDENTITY")
-        ds = GrayscaleSoftcopyPresentationState(**arguments, presentation_lut_transformation=shape)
+        _copy_grey_scale(ds, source)
+    moment = identity.local_time(max(item.analyzed_at for item in positive), source)
     identity.sign(ds, source, identity.PATIENT_AND_STUDY, algorithm, moment)
     identity.restore(ds, source, ("BodyPartExamined", "Laterality"))
     identity.state_laterality(ds)
-    ds.SeriesDescription = f"AI contours {algorithm.model.name}, not for diagnosis"
     return ds
 
 
+def standard_profile() -> bytes:
+    """sRGB as an ICC profile (PS3.3 C.11.15)."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[PROFILE_DATE] = bytes(12)
+    return bytes(profile)
+
+
+def _copy_grey_scale(ds: Dataset, source: Dataset) -> None:
+    """The image's own; a presentation state takes the place of all of it (PS3.4 N.2)."""
+    if source.get("ModalityLUTSequence"):
+        ds.ModalityLUTSequence = copy.deepcopy(source.ModalityLUTSequence)
+    elif identity.number_of(source, "RescaleSlope"):
+        ds.RescaleSlope = source.RescaleSlope
+        ds.RescaleIntercept = identity.number_of(source, "RescaleIntercept") or 0
+        ds.RescaleType = source.get("RescaleType") or "US"
+    item = Dataset()
+    width = identity.number_of(source, "WindowWidth")
+    center = identity.number_of(source, "WindowCenter")
+    if source.get("VOILUTSequence"):
+        item.VOILUTSequence = copy.deepcopy(source.VOILUTSequence[:1])
+    elif center is not None and width is not None and width >= 1:
+        item.WindowCenter, item.WindowWidth = center, width
+        if source.get("VOILUTFunction"):
+            item.VOILUTFunction = source.VOILUTFunction
+    if len(item):
+        ds.SoftcopyVOILUTSequence = [item]
+    # MONOCHROME1 shows the lowest value as white (PS3.3 C.7.6.3.1.2).
+    inverted = source.get("PhotometricInterpretation") == "MONOCHROME1"
+    ds.PresentationLUTShape = "INVERSE" if inverted else "IDENTITY"
+
+
+def _layer() -> Dataset:
+    layer = Dataset()
+    layer.GraphicLayer, layer.GraphicLayerOrder = LAYER, 1
+    layer.GraphicLayerDescription = identity.NOTICE
+    layer.GraphicLayerRecommendedDisplayCIELabValue = list(YELLOW.value)
+    return layer
+
+
+def _whole_image(source: Dataset) -> Dataset:
+    area = Dataset()
+    area.DisplayedAreaTopLeftHandCorner = [1, 1]
+    area.DisplayedAreaBottomRightHandCorner = [int(source.Columns), int(source.Rows)]
+    area.PresentationSizeMode = "SCALE TO FIT"
+    area.PresentationPixelAspectRatio = [1, 1]
+    return area
+
+
 def _annotations(
-    ref: Dataset,
-    positive: Sequence[Finding],
-    heats: Mapping[tuple[int, str], Float32],
-    layer: GraphicLayer,
-) -> list[GraphicAnnotation]:
-    """One a frame: its lines, and above them what they are."""
+    source: Dataset, positive: Sequence[Finding], heats: Mapping[tuple[int, str], Float32]
+) -> list[Dataset]:
+    """One a frame: its lines, and what they are."""
     annotations = []
     for number in sorted({item.frame.number for item in positive}):
         here = [item for item in positive if item.frame.number == number]
+        annotation = Dataset()
+        annotation.GraphicLayer = LAYER
+        annotation.ReferencedImageSequence = [identity.reference(source, [number])]
+        annotation.TextObjectSequence = [_words(item, index) for index, item in enumerate(here)]
         lines = [
-            GraphicObject("POLYLINE", line, "PIXEL")
-            for item in here
-            for line in contours(heats[number, item.label.key])
+            _polyline(line) for item in here for line in contours(heats[number, item.label.key])
         ]
-        words = [_words(item, index, ref) for index, item in enumerate(here)]
-        annotations.append(
-            GraphicAnnotation(
-                [ref],
-                layer,
-                number if identity.has_frames(ref) else None,
-                graphic_objects=lines or None,
-                text_objects=words,
-            )
-        )
+        if lines:
+            annotation.GraphicObjectSequence = lines
+        annotations.append(annotation)
     return annotations
 
 
-def contours(heat: Float32) -> list[np.ndarray[Any, Any]]:
-    """Closed lines around the places that reach LEVEL: (points, 2) of column and row, from 1."""
+def contours(heat: Float32) -> list[NDArray[np.float64]]:
+    """Closed lines around the places that reach LEVEL: (points, 2) of column and row.
+
+    The corner of the image is 0, 0, the centre of its first pixel 0.5, 0.5 (PS3.3 C.10.5.1.2).
+    """
     mask = (heat >= LEVEL).astype(np.uint8)
     found, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
     lines = [line[:, 0, :] for line in found if len(line) >= SMALLEST]
-    # Graphic data in pixels: the centre of the first pixel is 0.5, 0.5 (PS3.3 C.10.5.1.2).
     return [np.vstack([line, line[:1]]).astype(np.float64) + 0.5 for line in lines]
 
 
-def _words(finding: Finding, index: int, ref: Dataset) -> TextObject:
+def _polyline(line: NDArray[np.float64]) -> Dataset:
+    item = Dataset()
+    item.GraphicAnnotationUnits, item.GraphicDimensions = "PIXEL", 2
+    item.NumberOfGraphicPoints = len(line)
+    item.GraphicData = line.ravel().tolist()
+    item.GraphicType, item.GraphicFilled = "POLYLINE", "N"
+    return item
+
+
+def _words(finding: Finding, index: int) -> Dataset:
     """In the upper left corner, one below the other."""
-    height = 0.05
-    top = 0.02 + index * height
-    return TextObject(
-        f"AI: {finding.label.code.meaning} {finding.probability:.0%}",
-        "DISPLAY",
-        bounding_box=(0.02, top, 0.6, top + height),
-        text_justification="LEFT",
-    )
+    top = 0.02 + index * LINE_HEIGHT
+    item = Dataset()
+    item.BoundingBoxAnnotationUnits = "DISPLAY"
+    item.UnformattedTextValue = f"AI: {finding.label.code.meaning} {finding.probability:.0%}"
+    item.BoundingBoxTopLeftHandCorner = [0.02, top]
+    item.BoundingBoxBottomRightHandCorner = [0.6, top + LINE_HEIGHT]
+    item.BoundingBoxTextHorizontalJustification = "LEFT"
+    return item

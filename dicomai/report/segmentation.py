@@ -1,20 +1,34 @@
-"""Fractional Segmentation of the class maps (PS3.3 A.51)."""
+"""Fractional Segmentation of the class maps (PS3.3 A.51).
+
+Written here rather than by highdicom, which needs the geometry or the functional groups of the
+image; one that names the frame that each of its frames is derived from needs neither (A.51.5).
+"""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from highdicom import AlgorithmIdentificationSequence
-from highdicom.seg import Segmentation, SegmentDescription
+from highdicom.seg import SegmentDescription
 from highdicom.sr import CodedConcept
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.tag import Tag
+from pydicom.uid import SegmentationStorage
 
 from dicomai.report import identity
 from dicomai.report.sr import ARTIFICIAL_INTELLIGENCE
-from dicomai.study import MANUFACTURER, Algorithm, Finding, Float32, Label
+from dicomai.study import Algorithm, Finding, Float32, Label
 
 SERIES_NUMBER = 9904
+# A segmentation has Image Laterality alone (PS3.3 A.51.3).
+OF_THE_IMAGE = tuple(
+    keyword
+    for keyword in identity.OF_THE_IMAGE
+    if keyword not in {"Laterality", "PatientOrientation"}
+)
+MAXIMUM = 255  # stands for a probability of 1
 ABNORMAL = CodedConcept("49755003", "SCT", "Morphologically Abnormal Structure")
+PURPOSE = ("121322", "DCM", "Source image for image processing operation")
+DERIVATION = ("113076", "DCM", "Segmentation")
 
 
 def segmentation(
@@ -27,51 +41,106 @@ def segmentation(
 
     source: its header; heats: (frame number, label key) -> (rows, columns) of 0 to 1
     """
-    moment = identity.local_time(max(item.analyzed_at for item in positive), source)
-    ref = identity.for_highdicom(source)
     labels = [label for label in algorithm.model.labels if label in {x.label for x in positive}]
     about = [f"{identity.frame_key(item.frame)}:{item.label.key}" for item in positive]
-    ds = Segmentation(
-        source_images=[ref],
-        pixel_array=_planes(source, labels, heats),
-        segmentation_type="FRACTIONAL",
-        fractional_type="PROBABILITY",
-        segment_descriptions=[
-            _describe(number, label, about, algorithm) for number, label in enumerate(labels, 1)
-        ],
-        series_instance_uid=identity.series_uid(source.StudyInstanceUID, "seg", algorithm),
-        series_number=SERIES_NUMBER,
-        sop_instance_uid=identity.object_uid("seg", about, algorithm),
-        instance_number=1,
-        manufacturer=MANUFACTURER,
-        manufacturer_model_name="dicomai",
-        software_versions=(identity.SOFTWARE,),
-        device_serial_number="1",
-        content_label="AI_CLASS_MAP",
-        content_description="Class maps of AI findings, not for diagnosis",
-        transfer_syntax_uid=ExplicitVRLittleEndian,
+    ds = identity.begin(
+        source,
+        SegmentationStorage,
+        "SEG",
+        identity.object_uid("seg", about, algorithm),
+        (identity.series_uid(source.StudyInstanceUID, "seg", algorithm), SERIES_NUMBER),
     )
-    identity.sign(ds, source, identity.PATIENT_AND_STUDY, algorithm, moment)
-    identity.restore(ds, source, identity.OF_THE_IMAGE)
-    # highdicom's own is random.
-    dimensions = identity.make_uid("dimensions", ds.SOPInstanceUID)
-    for item in (*ds.DimensionOrganizationSequence, *ds.DimensionIndexSequence):
-        item.DimensionOrganizationUID = dimensions
     ds.SeriesDescription = f"AI class map {algorithm.model.name}, not for diagnosis"
+    ds.ImageType = ["DERIVED", "PRIMARY"]
+    ds.ContentLabel = "AI_CLASS_MAP"
+    ds.ContentDescription = "Class maps of AI findings, not for diagnosis"
+    ds.ContentCreatorName = ""
+    ds.ContentDate = ds.ContentTime = None  # sign() knows
+    ds.SegmentationType, ds.SegmentationFractionalType = "FRACTIONAL", "PROBABILITY"
+    ds.MaximumFractionalValue = MAXIMUM
+    ds.SegmentsOverlap = "YES"
+    ds.SegmentSequence = [
+        _describe(number, label, about, algorithm) for number, label in enumerate(labels, 1)
+    ]
+    ds.LossyImageCompression = "00"
+    planes = sorted(positive, key=lambda item: (labels.index(item.label), item.frame.number))
+    _add_pixels(ds, [heats[item.frame.number, item.label.key] for item in planes])
+    _add_frames(ds, source, [(labels.index(x.label) + 1, x.frame.number) for x in planes])
+    series = Dataset()
+    series.SeriesInstanceUID = source.SeriesInstanceUID
+    series.ReferencedInstanceSequence = [identity.reference(source)]
+    ds.ReferencedSeriesSequence = [series]
+    moment = identity.local_time(max(item.analyzed_at for item in positive), source)
+    identity.sign(ds, source, identity.PATIENT_AND_STUDY + OF_THE_IMAGE, algorithm, moment)
+    if "PlaneOrientationSequence" not in ds.SharedFunctionalGroupsSequence[0]:
+        identity.restore(ds, source, ("PatientOrientation",))
+        ds.setdefault("PatientOrientation", None)  # Type 2C: unknown
     return ds
 
 
-def _planes(
-    source: Dataset, labels: list[Label], heats: Mapping[tuple[int, str], Float32]
-) -> Float32:
-    """(frames, rows, columns, labels)"""
-    frames = int(source.get("NumberOfFrames") or 1)
-    planes = np.zeros((frames, int(source.Rows), int(source.Columns), len(labels)), np.float32)
-    for (number, key), heat in heats.items():
-        for index, label in enumerate(labels):
-            if label.key == key:
-                planes[number - 1, :, :, index] = heat
-    return planes
+def _add_pixels(ds: Dataset, heats: Sequence[Float32]) -> None:
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.Rows, ds.Columns = heats[0].shape
+    ds.NumberOfFrames = len(heats)
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 8, 8, 7, 0
+    cells = b"".join(np.rint(heat * MAXIMUM).astype(np.uint8).tobytes() for heat in heats)
+    ds.PixelData = cells + b"\0" * (len(cells) % 2)
+
+
+def _add_frames(ds: Dataset, source: Dataset, frames: Sequence[tuple[int, int]]) -> None:
+    """frames: segment number and source frame number of each frame."""
+    dimensions = Dataset()
+    dimensions.DimensionOrganizationUID = identity.make_uid("dimensions", ds.SOPInstanceUID)
+    ds.DimensionOrganizationSequence = [dimensions]
+    pointers = (
+        ("ReferencedSegmentNumber", "SegmentIdentificationSequence"),
+        ("ReferencedFrameNumber", "DerivationImageSequence"),
+    )
+    used = pointers if identity.has_frames(source) else pointers[:1]
+    ds.DimensionIndexSequence = []
+    for keyword, group in used:
+        item = Dataset()
+        item.DimensionOrganizationUID = dimensions.DimensionOrganizationUID
+        item.DimensionIndexPointer, item.FunctionalGroupPointer = Tag(keyword), Tag(group)
+        ds.DimensionIndexSequence.append(item)
+    numbers = sorted({number for _, number in frames})
+    ds.SharedFunctionalGroupsSequence = [_geometry(ds, source)]
+    ds.PerFrameFunctionalGroupsSequence = []
+    for segment, number in frames:
+        groups, place, named, derived = Dataset(), Dataset(), Dataset(), Dataset()
+        place.DimensionIndexValues = [segment, numbers.index(number) + 1][: len(used)]
+        groups.FrameContentSequence = [place]
+        named.ReferencedSegmentNumber = segment
+        groups.SegmentIdentificationSequence = [named]
+        derived.DerivationCodeSequence = [identity.code(*DERIVATION)]
+        derived.SourceImageSequence = [identity.source_image(source, number)]
+        groups.DerivationImageSequence = [derived]
+        ds.PerFrameFunctionalGroupsSequence.append(groups)
+
+
+def _geometry(ds: Dataset, source: Dataset) -> Dataset:
+    """The image's own place in the patient, where it states it whole (PS3.3 C.7.6.2)."""
+    groups = Dataset()
+    measures = Dataset()
+    # Of a radiograph only the size of the detector's pixels is known; OHIF must have one.
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
+        if identity.has_values(source, {keyword: 2}):
+            measures.PixelSpacing = source[keyword].value
+            groups.PixelMeasuresSequence = [measures]
+            break
+    thickness = identity.number_of(source, "SliceThickness")
+    stated = identity.has_values(source, identity.SLICE)
+    if not stated or not thickness or not source.get("FrameOfReferenceUID"):
+        return groups
+    ds.FrameOfReferenceUID = source.FrameOfReferenceUID
+    ds.PositionReferenceIndicator = source.get("PositionReferenceIndicator", "")
+    orientation, position = Dataset(), Dataset()
+    measures.SliceThickness = thickness
+    orientation.ImageOrientationPatient = source.ImageOrientationPatient
+    position.ImagePositionPatient = source.ImagePositionPatient
+    groups.PlaneOrientationSequence = [orientation]
+    groups.PlanePositionSequence = [position]
+    return groups
 
 
 def _describe(

@@ -1,23 +1,28 @@
 """Enhanced SR with TID 1500, one TID 1501 group a finding (PS3.16)."""
 
-import contextlib
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+import cv2
 import highdicom as hd
+import numpy as np
 from highdicom.sr import (
     AlgorithmIdentification,
     CodedConcept,
+    CoordinatesForMeasurement,
     DeviceObserverIdentifyingAttributes,
     EnhancedSR,
-    ImageLibraryEntryDescriptors,
+    GraphicTypeValues,
     Measurement,
     MeasurementReport,
     MeasurementsAndQualitativeEvaluations,
     ObservationContext,
     ObserverContext,
     QualitativeEvaluation,
+    RelationshipTypeValues,
     SourceImageForMeasurementGroup,
+    SourceImageForRegion,
+    TextContentItem,
     TrackingIdentifier,
 )
 from pydicom.dataset import Dataset
@@ -38,6 +43,7 @@ PROBABILITY = CodedConcept("122157", "DCM", "Probability")
 PERCENT = CodedConcept("%", "UCUM", "Percent")
 ARTIFICIAL_INTELLIGENCE = CodedConcept("123110", "DCM", "Artificial Intelligence")
 IMAGING_PROCEDURE = CodedConcept("363679005", "SCT", "Imaging procedure")
+COMMENT = CodedConcept("121106", "DCM", "Comment")
 DEVICE = CodedConcept("121007", "DCM", "Device")
 
 
@@ -69,7 +75,7 @@ def report(
         observation_context=observer(algorithm.model),
         procedure_reported=IMAGING_PROCEDURE,
         imaging_measurements=groups,
-        referenced_images=library(refs.values()),
+        referenced_images=list(refs.values()),
         title=CodedConcept("126000", "DCM", "Imaging Measurement Report"),
     )
     ds = EnhancedSR(
@@ -89,6 +95,7 @@ def report(
     identity.sign(ds, first, identity.PATIENT_AND_STUDY, algorithm, moment)
     ds.SeriesDescription = f"AI report {algorithm.model.name}, not for diagnosis"
     refer_to_request(ds, first)
+    identity.name_classes(ds, {uid: source.SOPClassUID for uid, source in sources.items()})
     return ds
 
 
@@ -114,9 +121,16 @@ def _group(
     concept = CodedConcept(code.value, code.scheme, code.meaning)
     ref = refs[source.sop_instance_uid]
     image = SourceImageForMeasurementGroup.from_source_image(ref)
+    probability = Measurement(
+        PROBABILITY,
+        round(finding.probability * 100, 2),  # in percent: OHIF prints two decimals
+        PERCENT,
+        # OHIF cannot open a report of which one measurement has no coordinates.
+        referenced_coordinates=[_most_suspicious_place(finding, ref)],
+    )
     if identity.has_frames(ref):
         image.ReferencedSOPSequence[0].ReferencedFrameNumber = finding.frame.number
-    return MeasurementsAndQualitativeEvaluations(
+    group = MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(
             identifier=f"{code.meaning} {number}",
             uid=hd.UID(
@@ -138,10 +152,38 @@ def _group(
             parameters=_parameters(finding, algorithm),
             family=ARTIFICIAL_INTELLIGENCE,
         ),
-        # In percent: OHIF prints two decimals.
-        measurements=[Measurement(PROBABILITY, round(finding.probability * 100, 2), PERCENT)],
+        measurements=[probability],
         qualitative_evaluations=[QualitativeEvaluation(concept, PRESENCE[finding.presence])],
         source_images=[image],
+    )
+    # OHIF shows neither finding nor evaluation, but a comment.
+    group[0].ContentSequence.append(
+        TextContentItem(
+            COMMENT, f"{code.meaning}: {finding.presence}", RelationshipTypeValues.CONTAINS
+        )
+    )
+    return group
+
+
+def _most_suspicious_place(finding: Finding, ref: Dataset) -> CoordinatesForMeasurement:
+    """The centre of the cell around which the local probability is highest, as (column, row).
+
+    The corner of the image is 0, 0, the centre of its first pixel 0.5, 0.5 (PS3.3 C.18.6.1.1).
+    """
+    box, (rows, columns) = finding.frame.letterbox, finding.cells.shape
+    x = ((np.arange(columns) + 0.5) * box.size / columns - box.left) * box.columns / box.width
+    y = ((np.arange(rows) + 0.5) * box.size / rows - box.top) * box.rows / box.height
+    inside = np.outer((y > 0) & (y < box.rows), (x > 0) & (x < box.columns))
+    # Among neighbours: a map may be flat at its highest, and beyond the border there is nothing.
+    cells = np.where(inside, finding.cells, np.float32(0))
+    around = cv2.GaussianBlur(cells, (3, 3), 0, borderType=cv2.BORDER_CONSTANT)
+    row, column = np.unravel_index(np.argmax(np.where(inside, around, -1)), around.shape)
+    place = np.clip([x[column], y[row]], 0.5, [box.columns - 0.5, box.rows - 0.5])
+    frames = [finding.frame.number] if identity.has_frames(ref) else None
+    return CoordinatesForMeasurement(
+        GraphicTypeValues.POINT,
+        place[None].astype(np.float32),
+        SourceImageForRegion(ref.SOPClassUID, ref.SOPInstanceUID, frames),
     )
 
 
@@ -152,40 +194,6 @@ def _parameters(finding: Finding, algorithm: Algorithm) -> list[str]:
         *([f"undetermined within {margin:g} of the threshold"] if margin else []),
         f"probability is {'calibrated' if algorithm.model.calibrated else 'not calibrated'}",
     ]
-
-
-def library_entry(ref: Dataset) -> Dataset:
-    """An image as highdicom's image library can describe it, with what it has.
-
-    Of a radiograph the library demands orientation and spacing (TID 1603), of a slice its place
-    (TID 1604); many lack one of them, and are described as any image (TID 1602).
-    """
-    projection = ("PatientOrientation", "ImagerPixelSpacing")
-    slices = ("PixelSpacing", "SliceThickness", "ImageOrientationPatient", "ImagePositionPatient")
-    whole = (projection, (2, 2)), (slices, (2, 1, 6, 3))
-    if any(_has(ref, keywords, counts) for keywords, counts in whole):
-        return ref
-    entry = copy.copy(ref)
-    entry.Modality = "OT"
-    return entry
-
-
-def library(refs: Iterable[Dataset]) -> list[Dataset] | None:
-    """What the image library lists: private and retired image classes have no place in it."""
-    entries = []
-    for ref in refs:
-        entry = library_entry(ref)
-        with contextlib.suppress(ValueError):
-            ImageLibraryEntryDescriptors(entry)
-            entries.append(entry)
-    return entries or None
-
-
-def _has(ref: Dataset, keywords: Sequence[str], counts: Sequence[int]) -> bool:
-    return all(
-        keyword in ref and count == ref[keyword].VM and not ref[keyword].is_empty
-        for keyword, count in zip(keywords, counts, strict=True)
-    )
 
 
 def previous(first: Dataset, predecessors: Sequence[Sent]) -> list[Dataset] | None:
@@ -205,7 +213,9 @@ def refer_to_request(document: Dataset, source: Dataset) -> None:
     """Name the order that the source image fulfils (PS3.3 C.17.2), where it names one."""
     if not source.get("RequestAttributesSequence"):
         return
-    asked = source.RequestAttributesSequence[0]
+    request = copy.deepcopy(source["RequestAttributesSequence"])
+    identity.drop_empty(request)
+    asked = request.value[0] if request.value else Dataset()
     item = Dataset()
     item.StudyInstanceUID = asked.get("StudyInstanceUID") or source.StudyInstanceUID
     item.ReferencedStudySequence = []

@@ -17,6 +17,7 @@ TILES = 6  # images shown, the most probable first
 TILES_IN_A_ROW = 3
 TILE = (WIDTH - 4 * MARGIN) // TILES_IN_A_ROW
 ROW = 44
+CORNERS = 72  # rows above and below that viewers write into
 NAME, BAR, WORD = MARGIN, 330, 660  # where the columns of the table begin
 TRACK, BAND = (60, 60, 60), (110, 110, 110)
 
@@ -47,7 +48,7 @@ class Overview:
         self._tiles: list[Tile] = []
         self._images = 0
 
-    def add(self, findings: list[Finding], heat: Float32, name: str) -> None:
+    def add(self, findings: list[Finding], heat: Float32, name: str, pixel_height: float) -> None:
         """One image; heat: (rows, columns), of its most probable finding."""
         self._images += 1
         for item in findings:
@@ -60,7 +61,7 @@ class Overview:
         if len(self._tiles) == TILES and order > self._tiles[-1].order:
             return
         caption = f"{name}: {top.label.code.meaning} {top.probability:.0%}"
-        picture = _tile(top.frame.display, heat)
+        picture = _tile(top.frame.display, heat, pixel_height)
         insort(self._tiles, Tile(order, caption, picture), key=lambda tile: tile.order)
         del self._tiles[TILES:]
 
@@ -85,7 +86,8 @@ class Overview:
         )
         table = [_table_row(label, tally, self._images, algorithm.reporting.undetermined_margin)
                  for label, tally in self._tallies.items()]  # fmt: skip
-        parts = [_lines(head), *table, *self._rows_of_tiles(), _lines(foot)]
+        corners = np.zeros((CORNERS, WIDTH, 3), np.uint8)
+        parts = [corners, _lines(head), *table, *self._rows_of_tiles(), _lines(foot), corners]
         return np.vstack(parts)
 
     def _positive(self) -> list[str]:
@@ -151,11 +153,14 @@ def _table_row(label: Label, tally: Tally, images: int, margin: float) -> UInt8:
     return row
 
 
-def _tile(display: UInt8, heat: Float32) -> UInt8:
-    """An overlay that fits a square, whole, on black."""
+def _tile(display: UInt8, heat: Float32, pixel_height: float) -> UInt8:
+    """An overlay that fits a square, whole, on black; pixel_height: of a pixel of width 1."""
     rows, columns = display.shape[:2]
-    scale = TILE / max(rows, columns)
-    size = (max(1, round(columns * scale)), max(1, round(rows * scale)))
+    scale = TILE / max(rows * pixel_height, columns)
+    size = (
+        min(TILE, max(1, round(columns * scale))),
+        min(TILE, max(1, round(rows * pixel_height * scale))),
+    )
     small = cv2.resize(display, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
     cells = cv2.resize(heat, size, interpolation=cv2.INTER_AREA).astype(np.float32)
     picture = outline(blend(small, cells), cells)
