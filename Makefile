@@ -6,7 +6,7 @@ PEERS := orthanc orthanc-dicomweb dcmtk dicom3tools pixelmed-apps default-jre-he
   chromium $(if $(shell command -v node),,nodejs) $(if $(shell command -v npm),,npm)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check peers starter images mutants speed pointing clean
+.PHONY: demo test check peers starter images mutants speed pointing matrix clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/dicomai demo
@@ -50,6 +50,10 @@ speed: $(VENV)/installed-test
 # Whether the starter's class maps point at the radiologists' boxes.
 pointing: $(VENV)/installed-test
 	$(VENV)/bin/python -W ignore tests/pointing.py
+
+# Every kind of result, of every kind of image, in every character set, before all referees.
+matrix: $(VENV)/installed-test peers
+	$(VENV)/bin/python -W ignore tests/matrix.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

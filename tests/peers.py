@@ -3,6 +3,7 @@
 import json
 import os
 import pwd
+import re
 import shutil
 import socket
 import subprocess
@@ -230,10 +231,12 @@ def complaints(files: Sequence[Path], pixelmed: bool = False) -> list[str]:
         found += [f"{file.name}: dciodvfy {line}" for line in _errors("dciodvfy", str(file))]
         found += [f"{file.name}: dcmdump {line}" for line in _failed("dcmdump", "-q", str(file))]
         kind = _output("dcmdump", "-q", "+P", "0008,0016", str(file))
-        if "SR" in kind:
+        if "SRStorage" in kind or "KeyObject" in kind:
             found += [f"{file.name}: dsrdump {line}" for line in _failed("dsrdump", str(file))]
             if pixelmed:
                 found += [f"{file.name}: PixelMed {line}" for line in _pixelmed(file)]
+        if "SoftcopyPresentationState" in kind:
+            found += [f"{file.name}: dcmpschk {line}" for line in _presentation_state(file)]
         if "SecondaryCapture" in kind:
             png = str(file.with_suffix(".referee.png"))
             found += [
@@ -264,6 +267,16 @@ def _failed(*command: str) -> list[str]:
     lines = done.stderr.decode(errors="replace").splitlines()
     errors = [line for line in lines if line.startswith("E:")]
     return errors or ([f"exit code {done.returncode}"] if done.returncode else [])
+
+
+def _presentation_state(file: Path) -> list[str]:
+    """Why dcmpschk fails it, one line a reason."""
+    text = _output("dcmpschk", str(file)).replace("\nE:  ", ",")
+    if "Test passed" in text:
+        return []
+    lines = [line for line in text.splitlines() if line[:3].strip() in {"E:", "W:"}]
+    reasons = [line for line in lines if not re.match("(E|W): *(Testing|Test failed|$)", line)]
+    return reasons or ["Test failed"]
 
 
 def _pixelmed(file: Path) -> list[str]:

@@ -13,6 +13,7 @@ from highdicom.sr import (
     DeviceObserverIdentifyingAttributes,
     EnhancedSR,
     GraphicTypeValues,
+    ImageLibraryEntryDescriptors,
     Measurement,
     MeasurementReport,
     MeasurementsAndQualitativeEvaluations,
@@ -26,6 +27,7 @@ from highdicom.sr import (
     TrackingIdentifier,
 )
 from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomai.report import identity
@@ -75,7 +77,7 @@ def report(
         observation_context=observer(algorithm.model),
         procedure_reported=IMAGING_PROCEDURE,
         imaging_measurements=groups,
-        referenced_images=list(refs.values()),
+        referenced_images=[ref for ref in refs.values() if _is_acquired(ref)] or None,
         title=CodedConcept("126000", "DCM", "Imaging Measurement Report"),
     )
     ds = EnhancedSR(
@@ -185,6 +187,12 @@ def _most_suspicious_place(finding: Finding, ref: Dataset) -> CoordinatesForMeas
         place[None].astype(np.float32),
         SourceImageForRegion(ref.SOPClassUID, ref.SOPInstanceUID, frames),
     )
+
+
+def _is_acquired(ref: Dataset) -> bool:
+    """Whether the image library has a modality for it (CID 29); "other" is none."""
+    modality = ImageLibraryEntryDescriptors(ref)[0].value.value
+    return modality in {code.value for code in codes.cid29.concepts.values()}
 
 
 def _parameters(finding: Finding, algorithm: Algorithm) -> list[str]:
