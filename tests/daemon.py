@@ -38,6 +38,7 @@ name = "{name}"
 ae_title = "{ae_title}"
 host = "127.0.0.1"
 port = {port}
+outputs = {outputs}
 """
 
 
@@ -122,8 +123,12 @@ def daemon(
     quiet: float = 2.0,
     release_quiet: float = 0.5,
     more: str = "",
+    outputs: Sequence[str] = ("sc", "sr"),
 ) -> Iterator[Daemon]:
-    """`dicomai run`; destinations: (name, AE title, port); more: further settings as TOML."""
+    """`dicomai run`; destinations: (name, AE title, port), all of which get the outputs.
+
+    more: further settings as TOML
+    """
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "dicomai.toml"
     config.write_text(
@@ -134,7 +139,8 @@ def daemon(
             quiet=quiet,
             release_quiet=release_quiet,
             destinations="".join(
-                DESTINATION.format(name=n, ae_title=a, port=p) for n, a, p in destinations
+                DESTINATION.format(name=n, ae_title=a, port=p, outputs=list(outputs))
+                for n, a, p in destinations
             ),
         )
         + more

@@ -1,8 +1,12 @@
 """The main job: a study goes in from a PACS or a modality and comes back as overlay and report."""
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from io import BytesIO
 from pathlib import Path
 
 import make
@@ -13,6 +17,7 @@ from peers import Orthanc, complaints, free_port, storescu, wait_until
 from pydicom.uid import generate_uid
 
 from dicomai.store import queries
+from dicomai.study import KINDS, WITHDRAWAL
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -105,6 +110,59 @@ def test_a_study_sent_by_storescu_comes_back_and_a_late_image_gives_a_new_report
     (old,) = [r["sop_instance_uid"] for r in summaries if r["sop_instance_uid"] in before]
     assert [item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for item in items] == [old]
     assert complaints(files, pixelmed=True) == []
+
+
+def test_every_kind_of_result_is_kept_once_and_comes_out_the_same_in_another_process(
+    tmp_path: Path,
+) -> None:
+    port, url = free_port(), f"sqlite:///{tmp_path}/dicomai.db"
+    pacs = Orthanc(tmp_path / "orthanc", port)
+    study, peer = generate_uid(), [("pacs", "ORTHANC", pacs.dicom)]
+    names = {
+        "SpecificCharacterSet": ["", "ISO 2022 IR 87"],
+        "PatientName": "Yamada^Tarou=山田^太郎",
+    }
+    images = [make.chest_radiograph(n, study, n + 1, **names) for n in range(3)]
+    images[2].PixelData = images[2].PixelData[:1000]
+    first, late = (make.save(tmp_path / str(n), images[n:][:2]) for n in (0, 2))
+    try:
+        with daemon(tmp_path, url, port, peer, outputs=KINDS) as running:
+            for n, files in enumerate((first, late), 1):
+                storescu(port, files)
+                wait_until(lambda n=n: running.studies()[0]["analyzed_revision"] == n, 60, str(n))
+                running.wait_idle(1)
+            results = queries.results(running.database, study)
+            assert {r["kind"] for r in results} == {*KINDS, WITHDRAWAL}
+            kept = {r["sop_instance_uid"]: running.folder / "data" / r["path"] for r in results}
+            held = {item["MainDicomTags"]["SOPInstanceUID"]: item for item in pacs.instances(study)}
+            assert held.keys() == kept.keys()
+            # Orthanc has them as they were sent, in the patient, study and characters of the source.
+            for uid, file in kept.items():
+                stored = pacs.get_bytes(f"/instances/{held[uid]['ID']}/file")
+                assert pydicom.dcmread(BytesIO(stored)) == pydicom.dcmread(file)
+                assert pydicom.dcmread(file).SpecificCharacterSet == names["SpecificCharacterSet"]
+            assert len(pacs.get("/patients")) == len(pacs.get("/studies")) == 1
+            # Sent again, nothing changes there.
+            before = pacs.get("/changes?limit=0&since=0")["Last"], pacs.get("/statistics")
+            storescu(pacs.dicom, list(kept.values()), "ORTHANC")
+            assert (pacs.get("/changes?limit=0&since=0")["Last"], pacs.get("/statistics")) == before
+            # Another process, a hundred days later, from what is stored.
+            later = (datetime.now(UTC) + timedelta(days=100)).isoformat()
+            script = Path(__file__).with_name("rebuild.py")
+            done = subprocess.run(
+                [sys.executable, script, running.config, study, tmp_path / "again", later],
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            assert done.stdout == "[]\n"  # nothing of what stands is replaced
+        again = {file.stem: file for file in (tmp_path / "again").iterdir()}
+        replaced = {r["sop_instance_uid"] for r in results if r["replaced_by"]}
+        withdrawals = {r["sop_instance_uid"] for r in results if r["kind"] == WITHDRAWAL}
+        assert again.keys() == kept.keys() - replaced - withdrawals
+        for uid, file in again.items():
+            assert file.read_bytes() == kept[uid].read_bytes(), uid
+    finally:
+        pacs.stop()
 
 
 def test_a_damaged_image_fails_alone_and_study_show_names_the_reason(
