@@ -74,9 +74,9 @@ def permissive() -> Model:
 
 
 @contextmanager
-def permissive_scorer() -> Iterator[Scorer]:
+def permissive_scorer(model: Model | None = None) -> Iterator[Scorer]:
     """It makes every kind of result."""
-    model = permissive()
+    model = model or permissive()
     engine, settings = Engine(model, "cpu"), Settings()
     with decoding_pool(settings) as pool:
         yield Scorer(

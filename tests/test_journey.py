@@ -20,6 +20,7 @@ from dicomai.store import queries
 from dicomai.study import KINDS, WITHDRAWAL
 
 pytestmark = pytest.mark.timeout(300)
+JAPANESE = ["", "ISO 2022 IR 87"]
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ def test_every_kind_of_result_is_kept_once_and_comes_out_the_same_in_another_pro
     pacs = Orthanc(tmp_path / "orthanc", port)
     study, peer = generate_uid(), [("pacs", "ORTHANC", pacs.dicom)]
     names = {
-        "SpecificCharacterSet": ["", "ISO 2022 IR 87"],
+        "SpecificCharacterSet": JAPANESE,
         "PatientName": "Yamada^Tarou=山田^太郎",
     }
     images = [make.chest_radiograph(n, study, n + 1, **names) for n in range(3)]
@@ -136,11 +137,11 @@ def test_every_kind_of_result_is_kept_once_and_comes_out_the_same_in_another_pro
             kept = {r["sop_instance_uid"]: running.folder / "data" / r["path"] for r in results}
             held = {item["MainDicomTags"]["SOPInstanceUID"]: item for item in pacs.instances(study)}
             assert held.keys() == kept.keys()
-            # Orthanc has them as they were sent, in the patient, study and characters of the source.
+            # As they were sent: in the patient, study and character set of the source.
             for uid, file in kept.items():
                 stored = pacs.get_bytes(f"/instances/{held[uid]['ID']}/file")
                 assert pydicom.dcmread(BytesIO(stored)) == pydicom.dcmread(file)
-                assert pydicom.dcmread(file).SpecificCharacterSet == names["SpecificCharacterSet"]
+                assert pydicom.dcmread(file).SpecificCharacterSet == JAPANESE
             assert len(pacs.get("/patients")) == len(pacs.get("/studies")) == 1
             # Sent again, nothing changes there.
             before = pacs.get("/changes?limit=0&since=0")["Last"], pacs.get("/statistics")

@@ -611,6 +611,20 @@ def test_what_the_source_leaves_out_is_present_and_empty(
         assert not [keyword for keyword in bare if keyword in ds]
 
 
+def test_an_image_with_several_operators_and_physicians_is_analyzed(
+    everything: Scorer, tmp_path: Path
+) -> None:
+    several = "Yamada^Tarou\\Suzuki^Hanako"
+    item = Dataset()
+    item.OperatorsName = several
+    source = make.chest_radiograph(
+        OperatorsName=several, ReferringPhysicianName=several, ReferencedStudySequence=[item]
+    )
+    done = run(everything, tmp_path, source)
+    assert done.exclusions == ()
+    assert pydicom.dcmread(done.results[0].path).ReferringPhysicianName == several.split("\\")
+
+
 # Who made it
 
 
@@ -745,7 +759,7 @@ NAMED = (
 
 
 def test_every_character_set_of_the_real_files_comes_back_verbatim(
-    everything: Scorer, tmp_path: Path
+    scorer: Scorer, tmp_path: Path
 ) -> None:
     files = sorted((shared() / "data/dicom").glob("*/chr*.dcm"))
     sets = set()
@@ -758,7 +772,7 @@ def test_every_character_set_of_the_real_files_comes_back_verbatim(
             if keyword in named:
                 ds[keyword] = named[keyword]
         sets.add(str(named.SpecificCharacterSet))
-        done = run(everything, tmp_path / str(number), ds)
+        done = run(scorer, tmp_path / str(number), ds)
         written = [result.path for result in done.results]
         for path in written:
             result = pydicom.dcmread(path)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
 from dicomai import durable
@@ -73,6 +74,9 @@ def header_of(ds: Dataset, frame_count: int) -> Dataset:
             continue
         with contextlib.suppress(*pixels.DECODER_ERRORS):
             element = ds[tag]
+            if element.VR == "PN" and element.VM > 1:
+                # What pydicom reads holds a function that cannot go between processes.
+                element = DataElement(tag, "PN", list(element.value))
             if not isinstance(element.value, (bytes, str)) or len(element.value) < LONGEST_VALUE:
                 header[tag] = element
     if "NumberOfFrames" in header:
