@@ -101,7 +101,15 @@ def results_of(scorer: Scorer, folder: Path, good: Dataset) -> tuple[Analysis, P
     return done, files[0]
 
 
-def judge(scorer: Scorer, folder: Path, cell: Cell, pixelmed: bool = False) -> list[str]:
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """How many objects the referees saw, and what they had to say."""
+
+    objects: int
+    lines: list[str]
+
+
+def judge(scorer: Scorer, folder: Path, cell: Cell, pixelmed: bool = False) -> Verdict:
     """What the referees have to say of the results of one cell, and what is not there."""
     done, file = results_of(scorer, folder, source(*cell))
     missing = {*KINDS, WITHDRAWAL} - {result.kind for result in done.results}
@@ -109,10 +117,11 @@ def judge(scorer: Scorer, folder: Path, cell: Cell, pixelmed: bool = False) -> l
     if cell[2] != "full":  # the source lacks what it must have; its results do not
         found = [line for line in found if not line.startswith(file.name)]
     lines = [line for line in found if not is_mistaken(line, cell)]
-    return [f"{' / '.join(cell)}: {line}" for line in [*map("no {}".format, missing), *lines]]
+    said = [f"{' / '.join(cell)}: {line}" for line in [*map("no {}".format, missing), *lines]]
+    return Verdict(len(done.results), said)
 
 
-def judge_all(scorer: Scorer, folder: Path, cells: Sequence[Cell], pixelmed: bool) -> list[str]:
+def judge_all(scorer: Scorer, folder: Path, cells: Sequence[Cell], pixelmed: bool) -> Verdict:
     """Two at a time: most of it is waiting for the referees."""
     with ThreadPoolExecutor(2) as threads:
         jobs = [
@@ -120,7 +129,11 @@ def judge_all(scorer: Scorer, folder: Path, cells: Sequence[Cell], pixelmed: boo
             for number, cell in enumerate(cells)
         ]
         bar = track(jobs, "judging", disable=not sys.stdout.isatty())
-        return [line for job in bar for line in job.result()]
+        verdicts = [job.result() for job in bar]
+    return Verdict(
+        sum(verdict.objects for verdict in verdicts),
+        [line for verdict in verdicts for line in verdict.lines],
+    )
 
 
 def main() -> None:
@@ -128,14 +141,19 @@ def main() -> None:
     started = time.monotonic()
     slow = [(kind, "Japanese", presence) for kind in SOURCES for presence in ("full", "missing")]
     with tempfile.TemporaryDirectory() as folder, permissive_scorer() as scorer:
-        found = judge_all(scorer, Path(folder, "all"), WHOLE, pixelmed=False)
-        found += judge_all(scorer, Path(folder, "pixelmed"), slow, pixelmed=True)
-    print("\n".join(found))
-    objects = (len(WHOLE) + len(slow)) * (len(KINDS) + 2)
-    seconds = time.monotonic() - started
-    print(f"{objects} objects of {len(WHOLE) + len(slow)} studies in {seconds:.0f} s, "
-          f"PixelMed on those of {len(slow)}: {len(found)} complaints")  # fmt: skip
-    sys.exit(bool(found))
+        verdicts = [
+            judge_all(scorer, Path(folder, "all"), WHOLE, pixelmed=False),
+            judge_all(scorer, Path(folder, "pixelmed"), slow, pixelmed=True),
+        ]
+    lines = [line for verdict in verdicts for line in verdict.lines]
+    print("\n".join(lines))
+    objects = sum(verdict.objects for verdict in verdicts)
+    print(
+        f"{objects} objects of {len(WHOLE) + len(slow)} studies in "
+        f"{time.monotonic() - started:.0f} s, PixelMed on the documents of {len(slow)}: "
+        f"{len(lines)} complaints"
+    )
+    sys.exit(bool(lines))
 
 
 if __name__ == "__main__":
