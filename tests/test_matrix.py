@@ -45,6 +45,7 @@ def test_pixelmed_has_nothing_to_say_of_reports_and_key_objects(
 # Of real images: what is said of results because of the source, and why it is left so.
 OF_THE_SOURCE = (
     r"Value invalid for this VR - .* (DA|TM) ",  # dates of ACR-NEMA, copied verbatim
+    r"patientName absent or empty",  # see matrix.MISTAKEN
     r"Attribute value uses retired form",
     r"Attribute value does not conform .* Type (DA|TM)",
     r"contains invalid data values for Value Representations",

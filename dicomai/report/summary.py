@@ -15,20 +15,21 @@ WIDTH = 1024
 MARGIN = 32
 TILES = 6  # images shown, the most probable first
 TILES_IN_A_ROW = 3
-TILE = (WIDTH - 4 * MARGIN) // TILES_IN_A_ROW
+LARGEST = 480  # pixels of the only tile; two are smaller, three fill the row
 ROW = 44
-CORNERS = 72  # rows above and below that viewers write into
+CORNERS = 128  # rows above and below that viewers write into
 NAME, BAR, WORD = MARGIN, 330, 660  # where the columns of the table begin
 TRACK, BAND = (60, 60, 60), (110, 110, 110)
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A small overlay; order: the most probable first, then always the same."""
+    """A small image and its map; order: the most probable first, then always the same."""
 
     order: tuple[float, str]
     caption: str
-    picture: UInt8
+    display: UInt8
+    heat: Float32
 
 
 @dataclass(slots=True)
@@ -61,8 +62,11 @@ class Overview:
         if len(self._tiles) == TILES and order > self._tiles[-1].order:
             return
         caption = f"{name}: {top.label.code.meaning} {top.probability:.0%}"
-        picture = _tile(top.frame.display, heat, pixel_height)
-        insort(self._tiles, Tile(order, caption, picture), key=lambda tile: tile.order)
+        size = _fitting(top.frame.display.shape, LARGEST, pixel_height)
+        display = cv2.resize(top.frame.display, size, interpolation=cv2.INTER_AREA)
+        cells = cv2.resize(heat, size, interpolation=cv2.INTER_AREA)
+        tile = Tile(order, caption, display.astype(np.uint8), cells.astype(np.float32))
+        insort(self._tiles, tile, key=lambda tile: tile.order)
         del self._tiles[TILES:]
 
     def draw(self, not_analyzed: int, algorithm: Algorithm, moment: datetime) -> UInt8:
@@ -102,13 +106,15 @@ class Overview:
 
     def _rows_of_tiles(self) -> list[UInt8]:
         rows = []
-        for start in range(0, len(self._tiles), TILES_IN_A_ROW):
-            row = np.zeros((TILE + ROW + MARGIN, WIDTH, 3), np.uint8)
-            for column, tile in enumerate(self._tiles[start : start + TILES_IN_A_ROW]):
-                left = MARGIN + column * (TILE + MARGIN)
-                row[MARGIN : MARGIN + TILE, left : left + TILE] = tile.picture
-                scale = min(0.55, fit(tile.caption, TILE))
-                write(row, tile.caption, (left, MARGIN + TILE + 24), scale, WHITE)
+        columns = min(TILES_IN_A_ROW, len(self._tiles))
+        side = min(LARGEST, (WIDTH - (columns + 1) * MARGIN) // columns)
+        for start in range(0, len(self._tiles), columns):
+            row = np.zeros((side + ROW + MARGIN, WIDTH, 3), np.uint8)
+            for column, tile in enumerate(self._tiles[start : start + columns]):
+                left = MARGIN + column * (side + MARGIN)
+                row[MARGIN : MARGIN + side, left : left + side] = _square(tile, side)
+                scale = min(0.55, fit(tile.caption, side))
+                write(row, tile.caption, (left, MARGIN + side + 24), scale, WHITE)
             rows.append(row)
         return rows
 
@@ -153,18 +159,19 @@ def _table_row(label: Label, tally: Tally, images: int, margin: float) -> UInt8:
     return row
 
 
-def _tile(display: UInt8, heat: Float32, pixel_height: float) -> UInt8:
-    """An overlay that fits a square, whole, on black; pixel_height: of a pixel of width 1."""
-    rows, columns = display.shape[:2]
-    scale = TILE / max(rows * pixel_height, columns)
-    size = (
-        min(TILE, max(1, round(columns * scale))),
-        min(TILE, max(1, round(rows * pixel_height * scale))),
-    )
-    small = cv2.resize(display, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
-    cells = cv2.resize(heat, size, interpolation=cv2.INTER_AREA).astype(np.float32)
-    picture = outline(blend(small, cells), cells)
-    square = np.zeros((TILE, TILE, 3), np.uint8)
-    top, left = (TILE - size[1]) // 2, (TILE - size[0]) // 2
-    square[top : top + size[1], left : left + size[0]] = picture
+def _fitting(shape: tuple[int, ...], side: int, pixel_height: float) -> tuple[int, int]:
+    """Columns and rows of an image that fits a square, whole; pixel_height: of a width of 1."""
+    rows, columns = shape[0] * pixel_height, shape[1]
+    scale = side / max(rows, columns)
+    return min(side, max(1, round(columns * scale))), min(side, max(1, round(rows * scale)))
+
+
+def _square(tile: Tile, side: int) -> UInt8:
+    """An overlay on black."""
+    size = _fitting(tile.display.shape, side, 1.0)
+    display = cv2.resize(tile.display, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+    heat = cv2.resize(tile.heat, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    square = np.zeros((side, side, 3), np.uint8)
+    left, top = (side - size[0]) // 2, (side - size[1]) // 2
+    square[top : top + size[1], left : left + size[0]] = outline(blend(display, heat), heat)
     return square
