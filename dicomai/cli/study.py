@@ -48,14 +48,14 @@ def show_study(uid: StudyUid, config: Config = None) -> None:
         console.print(f"  {item['sop_instance_uid']}  {note}")
     console.print("\n[bold]findings[/]")
     for item in queries.findings(store, queries.FindingFilter(study_instance_uid=uid)):
-        word = "present" if item["positive"] else "absent"
         console.print(
-            f"  {item['sop_instance_uid']}  {item['label']} {word}, {item['probability']:.3f} "
+            f"  {item['sop_instance_uid']}  {item['label']} {item['presence']}, {item['probability']:.3f} "
             f"(threshold {item['threshold']:.3f}, {item['model_name']} {item['model_version']})"
         )
     console.print("\n[bold]results[/]")
     for item in queries.results(store, uid):
-        console.print(f"  {item['kind']}  {item['sop_instance_uid']}  {item['path']}")
+        note = f"  replaced by {item['replaced_by']}" if item["replaced_by"] else ""
+        console.print(f"  {item['kind']}  {item['sop_instance_uid']}  {item['path']}{note}")
     console.print("\n[bold]deliveries[/]")
     for item in queries.deliveries(store, study_instance_uid=uid):
         console.print(

@@ -27,7 +27,6 @@ OF_THE_IMAGE = tuple(
 )
 MAXIMUM = 255  # stands for a probability of 1
 ABNORMAL = CodedConcept("49755003", "SCT", "Morphologically Abnormal Structure")
-PURPOSE = ("121322", "DCM", "Source image for image processing operation")
 DERIVATION = ("113076", "DCM", "Segmentation")
 
 
@@ -103,12 +102,12 @@ def _add_frames(ds: Dataset, source: Dataset, frames: Sequence[tuple[int, int]])
         item.DimensionOrganizationUID = dimensions.DimensionOrganizationUID
         item.DimensionIndexPointer, item.FunctionalGroupPointer = Tag(keyword), Tag(group)
         ds.DimensionIndexSequence.append(item)
-    numbers = sorted({number for _, number in frames})
+    indices = {number: i for i, number in enumerate(sorted({n for _, n in frames}), 1)}
     ds.SharedFunctionalGroupsSequence = [_geometry(ds, source)]
     ds.PerFrameFunctionalGroupsSequence = []
     for segment, number in frames:
         groups, place, named, derived = Dataset(), Dataset(), Dataset(), Dataset()
-        place.DimensionIndexValues = [segment, numbers.index(number) + 1][: len(used)]
+        place.DimensionIndexValues = [segment, indices[number]][: len(used)]
         groups.FrameContentSequence = [place]
         named.ReferencedSegmentNumber = segment
         groups.SegmentIdentificationSequence = [named]
