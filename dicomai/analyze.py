@@ -5,7 +5,7 @@ select -> Frame -> predict -> Prediction -> Finding -> Result files
 
 import dataclasses
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
@@ -60,11 +60,13 @@ class Scorer:
 class Context:
     """What is known beforehand.
 
-    scores: earlier ones by (digest, frame number); sent: what earlier analyses have sent
+    scores: earlier ones by (digest, frame number); sent: what earlier analyses have sent;
+    outputs: destination -> kinds of results that it gets
     """
 
     scores: Mapping[tuple[str, int], Score]
     sent: tuple[Sent, ...]
+    outputs: Mapping[str, Collection[str]]
     now: datetime
     out: Path
 
@@ -79,7 +81,7 @@ def analyze(study: Study, scorer: Scorer, context: Context) -> Analysis:
     waiting: list[Frame] = []
     predictions: list[Prediction] = []
     results: list[Result] = []
-    maker = Maker(scorer.algorithm, context.sent)
+    maker = Maker(scorer.algorithm, context.sent, context.outputs)
 
     def finish() -> None:
         """Score and draw what waits, then forget the pictures: a study may have thousands."""
@@ -106,7 +108,13 @@ def analyze(study: Study, scorer: Scorer, context: Context) -> Analysis:
         results += [
             write(made, context.out) for made in maker.of_study(headers, findings, exclusions)
         ]
-    results += conclude(study, maker, scorer, context, headers, findings, exclusions, results)
+    header = next(iter(headers.values()), None) or any_header(study, scorer)
+    if header is not None:  # else nobody could file what is said
+        moment = max([study.received_at, *(item.analyzed_at for item in findings)])
+        last = maker.of_exclusions(header, findings, exclusions, moment)
+        results += [write(made, context.out) for made in last]
+        gone = maker.withdrawals(header, results, moment)
+        results += [write(made, context.out) for made in gone]
     return Analysis(
         study,
         scorer.algorithm.model,
@@ -118,37 +126,15 @@ def analyze(study: Study, scorer: Scorer, context: Context) -> Analysis:
 
 
 def refuse(study: Study, reason: str, scorer: Scorer, context: Context) -> Analysis:
-    """What is said of a study that cannot be analyzed as a whole."""
+    """What is said of a study that cannot be analyzed as a whole; nothing else is known of it."""
     exclusions = tuple(Exclusion(instance, "failed", reason) for instance in study.instances)
-    maker = Maker(scorer.algorithm, context.sent)
-    results = conclude(study, maker, scorer, context, {}, (), exclusions, [])
+    maker = Maker(scorer.algorithm, context.sent, context.outputs)
+    header = any_header(study, scorer)
+    results: list[Result] = []
+    if header is not None:
+        said = maker.of_exclusions(header, (), exclusions, study.received_at)
+        results = [write(made, context.out) for made in said]
     return Analysis(study, scorer.algorithm.model, (), (), exclusions, tuple(results))
-
-
-def conclude(
-    study: Study,
-    maker: Maker,
-    scorer: Scorer,
-    context: Context,
-    headers: Mapping[str, Dataset],
-    findings: Sequence[Finding],
-    exclusions: Sequence[Exclusion],
-    results: Sequence[Result],
-) -> list[Result]:
-    """Say what was not analyzed, and withdraw what does not hold any more."""
-    header = next(iter(headers.values()), None) or any_header(study, scorer)
-    if header is None:  # nobody could file an object without a patient
-        return []
-    moment = max([study.received_at, *(item.analyzed_at for item in findings)])
-    last = [
-        write(made, context.out)
-        for made in maker.of_exclusions(header, findings, exclusions, moment)
-    ]
-    everything = [*results, *last]
-    made = [item.sop_instance_uid for item in everything]
-    replaced = [uid for item in everything for uid in item.replaces]
-    last += [write(item, context.out) for item in maker.withdrawal(header, made, replaced, moment)]
-    return last
 
 
 def any_header(study: Study, scorer: Scorer) -> Dataset | None:
@@ -234,4 +220,5 @@ def write(made: Made, out: Path) -> Result:
         path,
         made.source_sop_instance_uid,
         made.replaces,
+        made.destination,
     )

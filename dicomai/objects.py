@@ -1,6 +1,6 @@
 """Findings -> the objects that go back: which ones there are, and which earlier ones end."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -16,68 +16,90 @@ from dicomai.report import (
     segmentation,
     sr,
 )
+from dicomai.report.presentation import Line
 from dicomai.report.summary import Overview, most_probable
-from dicomai.study import WITHDRAWAL, Algorithm, Exclusion, Finding, Float32, Sent
+from dicomai.study import (
+    WITHDRAWAL,
+    Algorithm,
+    Exclusion,
+    Finding,
+    Float32,
+    Result,
+    Sent,
+    UInt8,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """One object; source: the instance it shows; replaces: see Result."""
+    """One object; source: the instance it shows; replaces, destination: see Result."""
 
     kind: str
     ds: Dataset
     source_sop_instance_uid: str | None = None
     replaces: tuple[str, ...] = ()
+    destination: str | None = None
 
 
 class Maker:
-    """Makes a study's results; sent: what earlier analyses of the study have sent."""
+    """Makes a study's results.
 
-    def __init__(self, algorithm: Algorithm, sent: Sequence[Sent]) -> None:
+    sent: what earlier analyses of the study have sent; outputs: destination -> kinds that it gets
+    """
+
+    def __init__(
+        self, algorithm: Algorithm, sent: Sequence[Sent], outputs: Mapping[str, Collection[str]]
+    ) -> None:
         self._algorithm = algorithm
         self._sent = sent
+        self._outputs = outputs
         self._overview = Overview(algorithm.model.labels)
+        self._standing = {item.sop_instance_uid: item for item in sent if _stands(item)}
         # What stands is made again, whoever wants it today: so it is known whether it holds.
-        standing = {item.kind for item in sent if _stands(item)}
-        self._kinds = algorithm.reporting.kinds | standing
+        self._kinds = algorithm.reporting.kinds | {item.kind for item in self._standing.values()}
 
     def of_image(self, header: Dataset, frames: Sequence[list[Finding]]) -> Iterator[Made]:
-        """Of one image, with the findings of each of its frames: what shows its positive ones."""
-        uid = str(header.SOPInstanceUID)
-        heats: dict[tuple[int, str], Float32] = {}
+        """Of one image, with the findings of each of its frames: what shows its positive ones.
+
+        A map is as large as the image: none is kept.
+        """
+        lines: dict[tuple[int, str], list[Line]] = {}
+        planes: dict[tuple[int, str], UInt8] = {}
         for findings in frames:
-            heats |= self._heats(findings)
-            self._look_at(header, findings, heats)
+            for item in self._shown(findings):
+                heat = geometry.spread(item.cells, item.frame.letterbox)
+                if "sc" in self._kinds and item is most_probable(findings):
+                    self._look_at(header, findings, heat)
+                if not item.positive:
+                    continue
+                key = item.frame.number, item.label.key
+                if "sc" in self._kinds:
+                    yield from self._made(
+                        "sc", capture.capture(header, item, heat, self._algorithm), header
+                    )
+                if "gsps" in self._kinds:
+                    lines[key] = presentation.contours(heat)
+                if "seg" in self._kinds:
+                    planes[key] = segmentation.plane(heat)
         positive = [item for findings in frames for item in findings if item.positive]
-        if "sc" in self._kinds:
-            for item in positive:
-                heat = heats[item.frame.number, item.label.key]
-                ds = capture.capture(header, item, heat, self._algorithm)
-                yield Made("sc", self._renew(ds), uid)
-        build = {"gsps": presentation.presentation_state, "seg": segmentation.segmentation}
-        for kind in sorted(self._kinds & build.keys()) if positive else ():
-            ds = build[kind](header, positive, heats, self._algorithm)
-            yield Made(kind, self._renew(ds), uid)
+        if lines:
+            ds = presentation.presentation_state(header, positive, lines, self._algorithm)
+            yield from self._made("gsps", ds, header)
+        if planes:
+            ds = segmentation.segmentation(header, positive, planes, self._algorithm)
+            yield from self._made("seg", ds, header)
 
-    def _heats(self, findings: list[Finding]) -> dict[tuple[int, str], Float32]:
-        """Of what is positive, and of what the summary shows; each is as large as the image."""
-        wanted = [item for item in findings if item.positive] or [most_probable(findings)]
-        return {
-            (item.frame.number, item.label.key): geometry.spread(item.cells, item.frame.letterbox)
-            for item in wanted
-        }
-
-    def _look_at(
-        self, header: Dataset, findings: list[Finding], heats: dict[tuple[int, str], Float32]
-    ) -> None:
-        if "sc" not in self._kinds:
-            return
+    def _shown(self, findings: list[Finding]) -> list[Finding]:
+        """Whose map is needed: of what is positive, and of what the summary shows."""
+        if not self._kinds & {"sc", "gsps", "seg"}:
+            return []
         top = most_probable(findings)
-        number = top.frame.number
+        return [item for item in findings if item.positive or item is top]
+
+    def _look_at(self, header: Dataset, findings: list[Finding], heat: Float32) -> None:
         name = f"image {header.get('InstanceNumber') or '-'}"
         if identity.has_frames(header):
-            name += f", frame {number}"
-        heat = heats[number, top.label.key]
+            name += f", frame {findings[0].frame.number}"
         self._overview.add(findings, heat, name, identity.pixel_height(header))
 
     def of_study(
@@ -89,13 +111,13 @@ class Maker:
         """Of all images together, what was not analyzed left out; needs one finding at least."""
         if "sc" in self._kinds:
             ds = capture.summary(headers, findings, exclusions, self._overview, self._algorithm)
-            yield Made("sc", self._renew(ds))
+            yield from self._made("sc", ds)
         positive = [item for item in findings if item.positive]
         if "kos" in self._kinds and positive:
             ds = key_objects.key_objects(headers, positive, self._algorithm)
-            yield Made("kos", self._renew(ds))
+            yield from self._made("kos", ds)
         if "sr" in self._kinds:
-            yield self._document(
+            yield from self._document(
                 "sr", lambda before: sr.report(headers, findings, self._algorithm, before)
             )
 
@@ -115,41 +137,62 @@ class Maker:
             outcome = not_analyzed.SOME_POSITIVE
         else:
             outcome = not_analyzed.SOME_NEGATIVE
-        yield self._document(
+        yield from self._document(
             "not-analyzed",
             lambda before: not_analyzed.not_analyzed(
                 header, exclusions, outcome, self._algorithm, moment, before
             ),
         )
 
-    def withdrawal(
-        self, header: Dataset, made: Sequence[str], replaced: Sequence[str], moment: datetime
+    def withdrawals(
+        self, header: Dataset, made: Sequence[Result], moment: datetime
     ) -> Iterator[Made]:
-        """What was sent and is not made any more; made, replaced: SOP Instance UIDs."""
-        gone = [
-            item
-            for item in self._sent
-            if _stands(item) and item.sop_instance_uid not in {*made, *replaced}
-        ]
-        if gone:
-            ds = key_objects.withdrawal(header, gone, self._algorithm, moment)
-            yield Made(WITHDRAWAL, ds, None, tuple(item.sop_instance_uid for item in gone))
+        """For each destination what it may hold and what is not made any more."""
+        uids = {item.sop_instance_uid for item in made}
+        succeeded = {uid for item in made for uid in item.replaces}
+        for destination, kinds in sorted(self._outputs.items()):
+            gone = [
+                item
+                for uid, item in self._standing.items()
+                if destination in item.destinations
+                and uid not in uids
+                and not (uid in succeeded and item.kind in kinds)
+            ]
+            if gone and WITHDRAWAL in kinds:
+                ds = key_objects.withdrawal(header, gone, destination, self._algorithm, moment)
+                ended = tuple(item.sop_instance_uid for item in gone)
+                yield Made(WITHDRAWAL, ds, None, ended, destination)
 
-    def _document(self, kind: str, build: Callable[[Sequence[Sent]], Dataset]) -> Made:
-        """The document that stands, where it would say the same today; else its successor."""
-        standing = [item for item in self._sent if item.kind == kind and _stands(item)]
+    def _made(self, kind: str, ds: Dataset, header: Dataset | None = None) -> Iterator[Made]:
+        """An object that somebody wants, or that stands."""
+        self._renew(ds)
+        if kind in self._algorithm.reporting.kinds or ds.SOPInstanceUID in self._standing:
+            yield Made(kind, ds, None if header is None else str(header.SOPInstanceUID))
+
+    def _document(self, kind: str, build: Callable[[Sequence[Sent]], Dataset]) -> Iterator[Made]:
+        """The document that stands, where it would say the same today; else its successor.
+
+        A successor names all before it: whether the last one ever arrived is not known.
+        """
+        standing = [item for item in self._standing.values() if item.kind == kind]
         for item in standing:
-            uid = item.sop_instance_uid
-            before = [x for x in self._sent if x.kind == kind and x.replaced_by == uid]
+            ds = self._renew(build(self._before(item)))
+            if ds.SOPInstanceUID == item.sop_instance_uid:
+                yield Made(kind, ds)
+                return
+        if kind in self._algorithm.reporting.kinds:
+            before = [*standing, *(x for item in standing for x in self._before(item))]
             ds = self._renew(build(before))
-            if uid == ds.SOPInstanceUID:
-                return Made(kind, ds)
-        ds = self._renew(build(standing))
-        return Made(kind, ds, None, tuple(item.sop_instance_uid for item in standing))
+            yield Made(kind, ds, None, tuple(item.sop_instance_uid for item in standing))
+
+    def _before(self, document: Sent) -> list[Sent]:
+        """The documents that it replaced, and those that they replaced."""
+        replaced = [x for x in self._sent if x.replaced_by == document.sop_instance_uid]
+        return [*replaced, *(y for x in replaced for y in self._before(x))]
 
     def _renew(self, ds: Dataset) -> Dataset:
         """What was withdrawn and holds again is a new object: a PACS hides the old one."""
-        ended = {item.sop_instance_uid for item in self._sent if not _stands(item)}
+        ended = {item.sop_instance_uid for item in self._sent if item.replaced_by is not None}
         while ds.SOPInstanceUID in ended:
             ds.SOPInstanceUID = identity.make_uid("again", ds.SOPInstanceUID)
             ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID

@@ -235,13 +235,17 @@ class Algorithm:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """An object that a PACS may hold; replaced_by: what withdrew it or took its place."""
+    """An object that a PACS may hold.
+
+    replaced_by: what withdrew it or took its place; destinations: who may hold it
+    """
 
     sop_instance_uid: str
     sop_class_uid: str
     series_instance_uid: str
     kind: str
     replaced_by: str | None
+    destinations: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +253,7 @@ class Result:
     """One object to send, on disk.
 
     source: the instance it shows, or None for a whole study; replaces: SOP Instance UIDs of
-    objects sent earlier that do not hold any more
+    objects sent earlier that do not hold any more; destination: the only one that gets it
     """
 
     sop_instance_uid: str
@@ -259,6 +263,7 @@ class Result:
     path: Path
     source_sop_instance_uid: str | None
     replaces: tuple[str, ...] = ()
+    destination: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,6 +164,7 @@ class Worker:
                 self._database, study.instances, model.name, model.version, algorithm.engine
             ),
             sent=queries.sent(self._database, study.study_instance_uid),
+            outputs=self._outputs,
             now=datetime.now(UTC),
             out=self._settings.data_dir / "results" / study.study_instance_uid,
         )

@@ -32,6 +32,7 @@ from dicomai.settings import Settings, shipped
 from dicomai.study import KINDS, WITHDRAWAL, Algorithm, Analysis, Model, Reporting, Sent, Study
 
 NOW = datetime(2026, 3, 29, 0, 30, tzinfo=UTC)
+PACS = {"pacs": frozenset({*KINDS, WITHDRAWAL})}
 Cell = tuple[str, str, str]  # kind of image, character set, presence
 WHOLE = list(itertools.product(SOURCES, CHARACTER_SETS, PRESENCE))
 # Each kind of image with each character set, and each presence in turn.
@@ -48,11 +49,6 @@ MISTAKEN = {
     # dcmpschk takes the bytes 80 to 9F for control characters; UTF-8 has them in letters.
     r"dcmpschk E: Error: Attribute value does not conform to data type definition\., *"
     r"Affected attribute: \w+ \(\w{4},\w{4}\), Type (LO|PN), *Attribute value .*": {"UTF-8"},
-    # TID 2010 asks for the modifier where the document's title is 113001. PixelMed looks for a
-    # content item of that name instead, finds none, and holds the modifier to be superfluous.
-    r"PixelMed Error: Template 2010 .*\[Row [34]\] CODE CID 701[12]: within 1: /CONTAINER "
-    r'\(113001,DCM,"Rejected for Quality Reasons"\): Conditional content item present when '
-    r"condition not satisfied": set(CHARACTER_SETS),
 }
 
 
@@ -96,8 +92,10 @@ def results_of(scorer: Scorer, folder: Path, good: Dataset) -> tuple[Analysis, P
     files = make.save(folder / "in", [good, bad])
     instances = tuple(read_file(file)[1] for file in files)
     study = Study(str(good.StudyInstanceUID), 1, NOW, instances)
-    gone = Sent(generate_uid(), SecondaryCaptureImageStorage, generate_uid(), "sc", None)
-    done = analyze(study, scorer, Context({}, (gone,), NOW, folder))
+    gone = Sent(
+        generate_uid(), SecondaryCaptureImageStorage, generate_uid(), "sc", None, frozenset(PACS)
+    )
+    done = analyze(study, scorer, Context({}, (gone,), PACS, NOW, folder))
     return done, files[0]
 
 

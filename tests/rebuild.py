@@ -10,7 +10,15 @@ from pathlib import Path
 
 from dicomai.analyze import Context, Scorer, analyze
 from dicomai.infer.engine import Engine
-from dicomai.roles import choose_model, connect, decoding_pool, header_reader, preparer, reporting
+from dicomai.roles import (
+    choose_model,
+    connect,
+    decoding_pool,
+    header_reader,
+    outputs,
+    preparer,
+    reporting,
+)
 from dicomai.settings import load
 from dicomai.store import queries
 from dicomai.study import Algorithm, Float32, Instance, Study
@@ -51,7 +59,7 @@ def main(config: Path, uid: str, out: Path, now: datetime) -> None:
             engine.biases,
             refuse,
         )
-        context = Context(scores, queries.sent(database, uid), now, out)
+        context = Context(scores, queries.sent(database, uid), outputs(settings), now, out)
         done = analyze(study, scorer, context)
     print([result.replaces for result in done.results if result.replaces])
 

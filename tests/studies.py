@@ -197,11 +197,13 @@ def analysis_of(
     version: str = "1",
     excluded: Collection[int] = (),
     withdrawn: Sequence[str] = (),
+    successor_of: Sequence[str] = (),
 ) -> Analysis:
     """An overlay for each instance ("sc <number>") and a report ("sr <revision>").
 
     excluded: numbers of instances that the model did not take; withdrawn: SOP Instance UIDs of
-    results that a Key Object ("ko <revision>") withdraws
+    results that a Key Object ("ko <revision>") withdraws for the destination "pacs";
+    successor_of: those of the reports that this one replaces
     """
     out = DATA / "results" / study.study_instance_uid
     taken = [i for i in study.instances if _number(i) not in excluded]
@@ -230,7 +232,15 @@ def analysis_of(
         series, revision = f"{study.study_instance_uid}.200", study.revision
         sr = out / f"sr {revision}"
         results.append(
-            Result(f"{series}.{revision}", ComprehensiveSRStorage, series, "sr", sr, None)
+            Result(
+                f"{series}.{revision}",
+                ComprehensiveSRStorage,
+                series,
+                "sr",
+                sr,
+                None,
+                tuple(successor_of),
+            )
         )
     if withdrawn:
         series = f"{study.study_instance_uid}.300"
@@ -243,6 +253,7 @@ def analysis_of(
                 out / f"ko {study.revision}",
                 None,
                 tuple(withdrawn),
+                "pacs",
             )
         )
     return Analysis(

@@ -77,7 +77,7 @@ def test_every_kind_of_real_image_yields_every_kind_of_result(
             seen.add(key)
             study = Study(header.study_instance_uid, 1, matrix.NOW, (instance,))
             out = tmp_path / str(len(seen))
-            done = analyze(study, scorer, Context({}, (), matrix.NOW, out))
+            done = analyze(study, scorer, Context({}, (), {}, matrix.NOW, out))
             kinds = {result.kind for result in done.results}
             whole = {"not-analyzed"} if done.exclusions else {*KINDS} - {"not-analyzed"}
             assert kinds == whole, row["file"]

@@ -404,7 +404,7 @@ def withdraw_first_overlay(bench: Bench, **facts: Any) -> None:
 WITH_WITHDRAWALS = ("sc", "sr", WITHDRAWAL)
 
 
-def test_a_withdrawal_goes_to_those_who_may_hold_what_is_withdrawn(bench: Bench) -> None:
+def test_a_withdrawal_goes_to_its_destination_alone(bench: Bench) -> None:
     bench.outputs = {"pacs": WITH_WITHDRAWALS, "reports": ("sr", WITHDRAWAL), "plain": ("sc",)}
     bench.arrive(1)
     bench.analyze()
@@ -413,6 +413,36 @@ def test_a_withdrawal_goes_to_those_who_may_hold_what_is_withdrawn(bench: Bench)
     withdraw_first_overlay(bench)
     told = {destination for name, destination in bench.deliveries() if name == "ko 2"}
     assert told == {"pacs"}
+
+
+def test_what_was_replaced_by_something_that_never_went_out_has_not_been_replaced(
+    bench: Bench,
+) -> None:
+    bench.arrive(1)
+    bench.analyze()
+    bench.deliver()
+    first = uid_of(bench, "sr 1")
+    bench.arrive(2)
+    bench.analyze(successor_of=(first,))
+    bench.arrive(3)  # before the second report has gone out
+    known = {item.sop_instance_uid: item for item in queries.sent(bench.database, STUDY)}
+    assert known[first].replaced_by is None
+    assert uid_of(bench, "sr 2") not in known
+    bench.analyze(successor_of=(first,))
+    bench.deliver()
+    known = {item.sop_instance_uid: item for item in queries.sent(bench.database, STUDY)}
+    assert known[first].replaced_by == uid_of(bench, "sr 3")
+
+
+def test_what_was_tried_once_may_be_held_whatever_happens_after_that(bench: Bench) -> None:
+    bench.arrive(1)
+    bench.analyze()
+    for item in bench.claim_deliveries():
+        queue.finish_delivery(bench.database, item, "pending", "no answer", 5.0)
+    queue.retry_deliveries(bench.database)
+    bench.arrive(2)
+    assert set(bench.delivery_states().values()) == {"superseded"}
+    assert {item.kind for item in queries.sent(bench.database, STUDY)} == {"sc", "sr"}
 
 
 def test_what_nobody_was_sent_needs_no_withdrawal(bench: Bench) -> None:

@@ -14,7 +14,10 @@ import numpy as np
 import pydicom
 import pytest
 from peers import complaints, shared
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 from pydicom.uid import (
     EnhancedSRStorage,
     ExplicitVRLittleEndian,
@@ -52,6 +55,7 @@ from dicomai.study import (
 )
 
 NOW = datetime(2026, 3, 29, 0, 30, tzinfo=UTC)
+PACS = {"pacs": frozenset({*KINDS, WITHDRAWAL})}
 NAME = "Yamada^Tarou=山田^太郎=やまだ^たろう"
 JAPANESE = ["", "ISO 2022 IR 87"]
 
@@ -107,7 +111,9 @@ def study_of(folder: Path, datasets: list[Dataset]) -> Study:
 
 def run(scorer: Scorer, folder: Path, *datasets: Dataset, **known: Any) -> Analysis:
     """Analyze one study; known: fields of Context."""
-    context = Context(**{"scores": {}, "sent": (), "now": NOW, **known}, out=folder)
+    context = Context(
+        **{"scores": {}, "sent": (), "outputs": PACS, "now": NOW, **known}, out=folder
+    )
     return analyze(study_of(folder, list(datasets)), scorer, context)
 
 
@@ -131,6 +137,7 @@ def sent(result: Result, replaced_by: str | None = None) -> Sent:
         result.series_instance_uid,
         result.kind,
         replaced_by,
+        frozenset(PACS),
     )
 
 
@@ -404,6 +411,69 @@ def test_what_does_not_hold_any_more_is_withdrawn_by_a_key_object(
     assert complaints([x.path for x in second.results]) == []
 
 
+def test_each_destination_is_told_of_what_it_may_hold_itself(
+    everything: Scorer, tmp_path: Path
+) -> None:
+    good, bad = two_of_one_study()
+    first = run(everything, tmp_path / "first", good, bad)
+    wants = {"a": {"sc"}, "b": {"gsps"}, "plain": {"sc"}, "none": {"kos"}}
+    holders = {"sc": {"a", "plain"}, "gsps": {"b"}}
+    history = tuple(
+        replace(item, destinations=frozenset(holders.get(item.kind, ()))) for item in as_sent(first)
+    )
+    outputs = {
+        name: frozenset({*kinds, *({WITHDRAWAL} if name != "plain" else ())})
+        for name, kinds in wants.items()
+    }
+    bad.PixelData = bad.PixelData[:1000]
+    second = run(everything, tmp_path / "second", good, bad, sent=history, outputs=outputs)
+    told = {x.destination: set(x.replaces) for x in second.results if x.kind == WITHDRAWAL}
+    assert told.keys() == {"a", "b"}
+    kind_of = {result.sop_instance_uid: result.kind for result in first.results}
+    assert {kind_of[uid] for uid in told["a"]} == {"sc"}
+    assert {kind_of[uid] for uid in told["b"]} == {"gsps"}
+
+
+def test_a_report_that_nobody_asks_for_any_more_is_withdrawn_and_not_replaced(
+    positive: Scorer, tmp_path: Path
+) -> None:
+    sources = two_of_one_study()
+    first = run(positive, tmp_path / "first", sources[0])
+    overlays = reporting_as(positive, kinds=frozenset({"sc"}))
+    outputs = {"pacs": frozenset({"sc", WITHDRAWAL})}
+    same = run(overlays, tmp_path / "same", sources[0], sent=as_sent(first), outputs=outputs)
+    assert WITHDRAWAL not in kinds(same)
+    both = run(overlays, tmp_path / "both", *sources, sent=as_sent(first), outputs=outputs)
+    assert "sr" not in kinds(both)
+    (withdrawal,) = (x for x in both.results if x.kind == WITHDRAWAL)
+    assert first.results[-1].kind == "sr"
+    assert first.results[-1].sop_instance_uid in withdrawal.replaces
+
+
+def test_a_report_names_all_before_it_for_the_last_may_never_have_arrived(
+    scorer: Scorer, tmp_path: Path
+) -> None:
+    older = replace(EARLIER, sop_instance_uid=generate_uid(), replaced_by=EARLIER.sop_instance_uid)
+    done = run(scorer, tmp_path, make.chest_radiograph(), sent=(older, EARLIER))
+    (report,) = read(done, "sr")
+    named = {
+        item.ReferencedSOPInstanceUID
+        for series in report.PredecessorDocumentsSequence[0].ReferencedSeriesSequence
+        for item in series.ReferencedSOPSequence
+    }
+    assert named == {older.sop_instance_uid, EARLIER.sop_instance_uid}
+    (result,) = (x for x in done.results if x.kind == "sr")
+    assert result.replaces == (EARLIER.sop_instance_uid,)
+
+
+def test_a_study_that_fails_withdraws_nothing(everything: Scorer, tmp_path: Path) -> None:
+    source = make.chest_radiograph()
+    first = run(everything, tmp_path / "first", source)
+    study = study_of(tmp_path, [source])
+    context = Context({}, as_sent(first), PACS, NOW, tmp_path / "out")
+    assert kinds(refuse(study, "the analysis failed", everything, context)) == ["not-analyzed"]
+
+
 def test_what_was_withdrawn_and_holds_again_is_a_new_object(
     positive: Scorer, tmp_path: Path
 ) -> None:
@@ -487,7 +557,7 @@ def test_an_image_whose_file_is_gone_is_named_and_the_others_are_analyzed(
 ) -> None:
     study = study_of(tmp_path, two_of_one_study())
     study.instances[0].path.unlink()
-    context = Context({}, (), NOW, tmp_path / "out")
+    context = Context({}, (), PACS, NOW, tmp_path / "out")
     done = analyze(study, scorer, context)
     assert "send it again" in done.exclusions[0].reason
     assert len(done.findings) == 1
@@ -532,7 +602,7 @@ def test_where_no_image_is_accepted_only_that_is_said(
 
 def test_a_study_that_fails_as_a_whole_says_so(everything: Scorer, tmp_path: Path) -> None:
     study = study_of(tmp_path, two_of_one_study())
-    context = Context({}, (), NOW, tmp_path / "out")
+    context = Context({}, (), PACS, NOW, tmp_path / "out")
     done = refuse(study, "the analysis failed", everything, context)
     (report,) = read(done, "not-analyzed")
     texts = [item.TextValue for item in tree(report) if item.ValueType == "TEXT"]
@@ -625,6 +695,53 @@ def test_an_image_with_several_operators_and_physicians_is_analyzed(
     assert pydicom.dcmread(done.results[0].path).ReferringPhysicianName == several.split("\\")
 
 
+GARBAGE: dict[str, tuple[Any, ...]] = {
+    "Modality": ("", None),
+    "BodyPartExamined": ("chest", "CHEST\\ABDOMEN", ""),
+    "PatientOrientation": ("\\", "L\\", "LEFT\\FOOT", "L\\F\\H", None),
+    "Laterality": ("", "B\\L"),
+    "ImagerPixelSpacing": ("\\", "0.1\\", "0\\0", "1e9\\1", "0.1", None),
+    "PixelSpacing": ("\\", "0\\0"),
+    "SliceThickness": ("", "0"),
+    "ImageOrientationPatient": ("1\\0\\0\\0\\1\\", "1\\0"),
+    "ImagePositionPatient": ("\\\\", "0\\0\\0"),
+    "FrameOfReferenceUID": ("1.2.3\\1.2.4", ""),
+    "WindowWidth": ("0", "256\\128", ""),
+    "RescaleSlope": ("", "1\\2"),
+    "RescaleType": ("HU\\US", "hounsfield"),
+    "VOILUTFunction": ("LINEAR\\X", "SOMETHING"),
+    "InstanceNumber": ("", "-5", "2147483647"),
+    "RequestAttributesSequence": ([Dataset()], []),
+    "StudyDate": ("1999.01.01", "today"),
+    "PatientAge": ("62", ""),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_whatever_a_header_holds_the_image_gets_its_results(
+    everything: Scorer, tmp_path: Path
+) -> None:
+    anything = with_model(everything, accepts=make.accepts(modalities=(), body_parts=()))
+    settings = Settings()
+    with decoding_pool(settings) as pool:
+        prepare = preparer(settings, pool, anything.algorithm.model)
+        scorer = replace(anything, prepare=prepare)
+        for keyword, values in GARBAGE.items():
+            for number, value in enumerate(values):
+                ds = make.chest_radiograph()
+                ds.pop(keyword, None)
+                if isinstance(value, list):
+                    ds[keyword] = DataElement(keyword, "SQ", value)
+                elif value is not None:
+                    raw = value.encode() + b" " * (len(value) % 2)
+                    vr = dictionary_VR(keyword)
+                    ds[keyword] = RawDataElement(Tag(keyword), vr, len(raw), raw, 0, False, True)
+                done = run(scorer, tmp_path / f"{keyword}{number}", ds)
+                assert {*KINDS} - {"not-analyzed"} == {*kinds(done)}, (keyword, value)
+                (report,) = (x.path for x in done.results if x.kind == "sr")
+                assert not [x for x in complaints([report]) if "dsrdump" in x], (keyword, value)
+
+
 # Who made it
 
 
@@ -678,7 +795,7 @@ def test_a_report_names_the_one_that_it_replaces(scorer: Scorer, tmp_path: Path)
     assert report.SOPInstanceUID != read(run(scorer, tmp_path, source), "sr")[0].SOPInstanceUID
 
 
-EARLIER = Sent(generate_uid(), EnhancedSRStorage, generate_uid(), "sr", None)
+EARLIER = Sent(generate_uid(), EnhancedSRStorage, generate_uid(), "sr", None, frozenset(PACS))
 
 # Referees
 
@@ -723,7 +840,7 @@ def test_overlay_and_report_of_a_large_image_are_built_in_a_fraction_of_a_second
     positive: Scorer, tmp_path: Path
 ) -> None:
     study = study_of(tmp_path, [make.large_radiograph()])
-    context = Context({}, (), NOW, tmp_path / "out")
+    context = Context({}, (), PACS, NOW, tmp_path / "out")
     ((header, frame),) = positive.prepare(study.instances)  # type: ignore[misc]
     assert isinstance(frame, Frame)
     (prediction,) = score_frames([frame], positive, context)
@@ -734,7 +851,7 @@ def test_overlay_and_report_of_a_large_image_are_built_in_a_fraction_of_a_second
     try:
         for _ in range(5):
             started = time.perf_counter()
-            maker = Maker(positive.algorithm, ())
+            maker = Maker(positive.algorithm, (), {})
             made = [*maker.of_image(header, [findings]), *maker.of_study(headers, findings, ())]
             for item in made:
                 write(item, context.out)

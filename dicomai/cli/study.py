@@ -49,8 +49,9 @@ def show_study(uid: StudyUid, config: Config = None) -> None:
     console.print("\n[bold]findings[/]")
     for item in queries.findings(store, queries.FindingFilter(study_instance_uid=uid)):
         console.print(
-            f"  {item['sop_instance_uid']}  {item['label']} {item['presence']}, {item['probability']:.3f} "
-            f"(threshold {item['threshold']:.3f}, {item['model_name']} {item['model_version']})"
+            f"  {item['sop_instance_uid']}  {item['label']} {item['presence']}, "
+            f"{item['probability']:.3f} (threshold {item['threshold']:.3f}, "
+            f"{item['model_name']} {item['model_version']})"
         )
     console.print("\n[bold]results[/]")
     for item in queries.results(store, uid):

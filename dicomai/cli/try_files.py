@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dicomai import logs
+from dicomai import durable, logs
 from dicomai.cli.options import Config, Format, FormatOption, load, show
 from dicomai.cli.results import COLUMNS
 from dicomai.errors import Misuse, NotDicom, Rejected
@@ -128,7 +128,7 @@ def _score(
     for uid, instances in studies.items():
         now = datetime.now(UTC)
         study = Study(uid, 1, now, tuple(instances))
-        context = Context({}, (), now, out / uid)
+        context = Context({}, (), {}, now, out / uid)
         done = analyze(study, scorer, context)
         for result in done.results:
             if result.kind == "sc":
@@ -156,7 +156,8 @@ def write_png(capture: Path) -> Path:
     import pydicom
 
     png = capture.with_suffix(".png")
-    cv2.imwrite(str(png), cv2.cvtColor(pydicom.dcmread(capture).pixel_array, cv2.COLOR_RGB2BGR))
+    picture = cv2.cvtColor(pydicom.dcmread(capture).pixel_array, cv2.COLOR_RGB2BGR)
+    durable.write(png, [cv2.imencode(".png", picture)[1].data])
     return png
 
 

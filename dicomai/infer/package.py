@@ -42,7 +42,12 @@ class _Preprocessing(_Section):
 class _Label(_Section):
     key: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     threshold: float = Field(ge=0, le=1)
-    code: tuple[str, str, str]
+    # Drawn into pictures, and written in whatever character set the source has (PS3.5 6.2).
+    code: tuple[
+        Annotated[str, Field(pattern=r"^[ -~]{1,16}$")],
+        Annotated[str, Field(pattern=r"^[ -~]{1,16}$")],
+        Annotated[str, Field(pattern=r"^[ -~]{1,64}$")],
+    ]
 
 
 class _Package(_Section):

@@ -80,7 +80,7 @@ def header_of(ds: Dataset, frame_count: int) -> Dataset:
             if not isinstance(element.value, (bytes, str)) or len(element.value) < LONGEST_VALUE:
                 header[tag] = element
     if "NumberOfFrames" in header:
-        header.NumberOfFrames = frame_count
+        header["NumberOfFrames"] = DataElement(header["NumberOfFrames"].tag, "IS", frame_count)
     with contextlib.suppress(*pixels.DECODER_ERRORS):
         # The grey scale that functional groups give the first frame.
         first = pixels.of_frame(ds, 1)

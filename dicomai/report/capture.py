@@ -14,7 +14,6 @@ from dicomai.study import MANUFACTURER, Algorithm, Exclusion, Finding, Float32, 
 SERIES_NUMBER = 9901
 SUMMARY_NUMBER = 1
 OF_THE_STUDY = ("BodyPartExamined", "RequestAttributesSequence")
-SQUARE = 0.01  # pixels that are so nearly as high as wide are square
 MOST_INSTANCE_NUMBER = 1_000_000  # larger ones of a source are no numbers to count on from
 
 
@@ -35,9 +34,9 @@ def capture(source: Dataset, finding: Finding, heat: Float32, algorithm: Algorit
     )
     identity.sign(ds, source, identity.PATIENT_AND_STUDY + identity.OF_THE_IMAGE, algorithm, moment)
     identity.state_laterality(ds)
-    height = identity.pixel_height(source)
-    if abs(height - 1) > SQUARE:
-        ds.PixelAspectRatio = [round(height * 1000), 1000]
+    ratio = identity.aspect_ratio(source)
+    if ratio != [1, 1]:
+        ds.PixelAspectRatio = ratio
     ds.DateOfSecondaryCapture, ds.TimeOfSecondaryCapture = ds.ContentDate, ds.ContentTime
     ds.DerivationDescription = (
         f"Class map of {finding.label.code.meaning} by {model.name} {model.version}, blended with "

@@ -5,14 +5,17 @@ its dates come from stored facts, the same bytes.
 """
 
 import copy
+import math
 import re
+import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from importlib.metadata import version
 
 from highdicom.base import SOPClass
 from highdicom.sr import ImageLibraryEntryDescriptors
+from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
@@ -24,6 +27,8 @@ from dicomai.study import MANUFACTURER, Algorithm, Frame, Model
 NAMESPACE = uuid.UUID("6d1f7c0a-6e0e-5b53-9f5e-0d5ab7f3c1ce")
 SOFTWARE = version("dicomai")
 NOTICE = "AI result, not for diagnosis"
+SQUARE = 0.01  # pixels that are so nearly as high as wide are square
+MOST_HEIGHT = 100.0  # of a pixel of width 1; more is nobody's detector
 
 # Taken verbatim from the source, so that a PACS files the result with it (PS3.3 C.7.1, C.7.2).
 PATIENT_AND_STUDY = (
@@ -60,29 +65,33 @@ OF_THE_IMAGE = (
     "LossyImageCompressionRatio",
     "LossyImageCompressionMethod",
 )
-PROJECTION = {"PatientOrientation": 2, "ImagerPixelSpacing": 2}
-SLICE = {
-    "PixelSpacing": 2,
-    "SliceThickness": 1,
-    "ImageOrientationPatient": 6,
-    "ImagePositionPatient": 3,
+# Values of an element that describes an image, and how many; anything else is as good as none.
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+LENGTH = re.compile(r"(?=.*[1-9])(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")  # above zero
+TEXT = re.compile(r"(?s).+")
+DIRECTION = re.compile(r"[AFHLPR]{1,3}")  # PS3.3 C.7.6.1.1.1
+PLACE = {"ImageOrientationPatient": (6, NUMBER), "ImagePositionPatient": (3, NUMBER)}
+DESCRIBES_IMAGE = {
+    "SOPClassUID": (1, TEXT),
+    "SOPInstanceUID": (1, TEXT),
+    "StudyInstanceUID": (1, TEXT),
+    "SeriesInstanceUID": (1, TEXT),
+    "Modality": (1, TEXT),
+    "FrameOfReferenceUID": (1, TEXT),
+    "NumberOfFrames": (1, LENGTH),
+    "Rows": (1, LENGTH),
+    "Columns": (1, LENGTH),
+    "SamplesPerPixel": (1, LENGTH),
+    "PixelRepresentation": (1, NUMBER),
+    "PatientOrientation": (2, DIRECTION),
+    "PixelAspectRatio": (2, LENGTH),
+    "PixelSpacing": (2, LENGTH),
+    "ImagerPixelSpacing": (2, LENGTH),
+    "SliceThickness": (1, LENGTH),
+    **PLACE,
 }
-# What highdicom needs to know of an image that an object refers to.
-DESCRIBES_IMAGE = (
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "Modality",
-    "FrameOfReferenceUID",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "SamplesPerPixel",
-    "PixelRepresentation",
-    *PROJECTION,
-    *SLICE,
-)
+# Of results, beside what is above: code strings (PS3.5 6.2).
+CODE_STRING = re.compile(r"[A-Z0-9_ ]{1,16}")
 # Defined terms of Body Part Examined (PS3.16 Annex L) that there is one of.
 UNPAIRED = frozenset((
     "ABDOMEN", "ABDOMENPELVIS", "AORTA", "BACK", "BLADDER", "BRAIN", "CHEST", "CHESTABDOMEN",
@@ -114,6 +123,8 @@ def algorithm_key(algorithm: Algorithm) -> str:
             algorithm.engine,
             how.layout,
             repr(how.undetermined_margin),
+            # Dates of a source without a time zone are in this host's, see local_time().
+            f"{time.timezone} {time.altzone}",
         )
     )
 
@@ -139,6 +150,11 @@ def frame_key(frame: Frame) -> str:
     return f"{source.sop_instance_uid}:{source.digest}:{frame.number}"
 
 
+def occasion(source: Dataset, moment: datetime) -> tuple[str, str]:
+    """What decides whose an object is and when it was made, where no finding does."""
+    return str(source.SOPInstanceUID), moment.astimezone(UTC).isoformat()
+
+
 def local_time(moment: datetime, source: Dataset) -> datetime:
     """A moment in the time zone that the source's dates are in.
 
@@ -162,20 +178,34 @@ def number_of(source: Dataset, keyword: str) -> float | None:
     value = source.get(keyword)
     if isinstance(value, (MultiValue, list)):
         value = value[0] if value else None
-    try:
-        return None if value is None or value == "" else float(value)
-    except (TypeError, ValueError):
-        return None
+    text = "" if value is None else str(value)
+    return float(text) if NUMBER.fullmatch(text) and math.isfinite(float(text)) else None
+
+
+def states(source: Dataset, keyword: str) -> bool:
+    """Whether an element of DESCRIBES_IMAGE is there, with values that can be."""
+    if keyword not in source or source[keyword].VR == "SQ":
+        return False
+    count, pattern = DESCRIBES_IMAGE[keyword]
+    value = source[keyword].value
+    values = value if isinstance(value, (MultiValue, list)) else [value]
+    return len(values) == count and all(pattern.fullmatch(str(item)) for item in values)
 
 
 def pixel_height(source: Dataset) -> float:
     """Of a pixel whose width is 1 (PS3.3 C.7.6.3.1.7)."""
     for keyword in ("PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing"):
-        if has_values(source, {keyword: 2}):
+        if states(source, keyword):
             vertical, horizontal = (float(value) for value in source[keyword].value)
-            if vertical > 0 and horizontal > 0:
-                return vertical / horizontal
+            height = vertical / horizontal
+            return height if 1 / MOST_HEIGHT < height < MOST_HEIGHT else 1.0
     return 1.0
+
+
+def aspect_ratio(source: Dataset) -> list[int]:
+    """Height and width of a pixel as whole numbers."""
+    height = pixel_height(source)
+    return [1, 1] if abs(height - 1) < SQUARE else [round(height * 1000), 1000]
 
 
 def for_highdicom(source: Dataset) -> Dataset:
@@ -186,7 +216,7 @@ def for_highdicom(source: Dataset) -> Dataset:
     """
     ds = Dataset()
     for keyword in DESCRIBES_IMAGE:
-        if keyword in source and not source[keyword].is_empty:
+        if states(source, keyword):
             ds[keyword] = copy.deepcopy(source[keyword])
     ds.SpecificCharacterSet = "ISO_IR 192"
     for keyword in ("PatientName", "PatientID", "StudyID", "AccessionNumber"):
@@ -194,15 +224,22 @@ def for_highdicom(source: Dataset) -> Dataset:
     ds.ReferringPhysicianName = ds.PatientBirthDate = ds.PatientSex = None
     ds.StudyDate = _or_none(DA, source.get("StudyDate"))
     ds.StudyTime = _or_none(TM, source.get("StudyTime"))
+    ds.setdefault("Modality", "OT")
     # Of a radiograph the image library demands orientation and spacing (TID 1603), of a slice its
     # place (TID 1604); many lack one of them, and are described as any image (TID 1602).
-    if not any(has_values(ds, counts) for counts in (PROJECTION, SLICE)):
+    if not _is_describable(ds):
         ds.Modality = "OT"
+    if not _is_describable(ds):
+        ds.SOPClassUID = SecondaryCaptureImageStorage
+    return ds
+
+
+def _is_describable(ds: Dataset) -> bool:
     try:
         ImageLibraryEntryDescriptors(ds)
-    except (ValueError, KeyError):
-        ds.SOPClassUID, ds.Modality = SecondaryCaptureImageStorage, "OT"
-    return ds
+    except (ValueError, KeyError, AttributeError, TypeError, IndexError):
+        return False
+    return True
 
 
 def name_classes(document: Dataset, classes: Mapping[str, str]) -> None:
@@ -213,11 +250,6 @@ def name_classes(document: Dataset, classes: Mapping[str, str]) -> None:
             if uid in classes:
                 item.ReferencedSOPClassUID = classes[uid]
             name_classes(item, classes)
-
-
-def has_values(ds: Dataset, counts: Mapping[str, int]) -> bool:
-    """Whether each element is there with so many values; counts: keyword -> how many."""
-    return all(keyword in ds and count == ds[keyword].VM for keyword, count in counts.items())
 
 
 def _or_none(kind: type[DA] | type[TM], value: object) -> DA | TM | None:
@@ -269,6 +301,8 @@ def restore(result: Dataset, source: Dataset, keywords: Sequence[str]) -> None:
                 drop_empty(element)
                 if not element.value:
                     continue
+            elif dictionary_VR(keyword) == "SQ":
+                continue
             result[keyword] = element
         elif keyword in {"SpecificCharacterSet", "TimezoneOffsetFromUTC"} and keyword in result:
             del result[keyword]
@@ -277,6 +311,10 @@ def restore(result: Dataset, source: Dataset, keywords: Sequence[str]) -> None:
 def _worth_copying(source: Dataset, keyword: str) -> bool:
     # An empty Laterality on an unpaired body part, and an age that is none, are errors here too;
     # neither says who the patient is.
+    if keyword == "PatientOrientation":
+        return states(source, keyword)
+    if keyword in {"BodyPartExamined", "Laterality", "ImageLaterality"}:
+        return CODE_STRING.fullmatch(str(source[keyword].value or "")) is not None
     if keyword in OF_THE_IMAGE:
         return not source[keyword].is_empty
     if keyword == "PatientAge":
@@ -286,6 +324,9 @@ def _worth_copying(source: Dataset, keyword: str) -> bool:
 
 def drop_empty(sequence: DataElement) -> None:
     """Remove elements and items that say nothing: no sequence that we copy may hold them."""
+    if sequence.VR != "SQ":
+        sequence.value = None
+        return
     for item in sequence.value:
         for element in list(item):
             if element.VR == "SQ":
@@ -301,7 +342,7 @@ def state_laterality(result: Dataset) -> None:
     Laterality (0020,0060) is Type 2C: it must be there, empty (PS3.3 C.7.3.1).
     """
     stated = any(keyword in result for keyword in ("Laterality", "ImageLaterality"))
-    if not stated and result.get("BodyPartExamined", "") not in UNPAIRED:
+    if not stated and str(result.get("BodyPartExamined", "")) not in UNPAIRED:
         result.Laterality = ""
 
 
@@ -325,11 +366,11 @@ def describe_equipment(result: Dataset, model: Model, moment: datetime) -> None:
 
 def stamp(result: Dataset, moment: datetime) -> None:
     """Every date and time of the object itself is when the analysis was made."""
-    date, time = moment.strftime("%Y%m%d"), moment.strftime("%H%M%S")
-    result.InstanceCreationDate, result.InstanceCreationTime = date, time
+    date, clock = moment.strftime("%Y%m%d"), moment.strftime("%H%M%S")
+    result.InstanceCreationDate, result.InstanceCreationTime = date, clock
     for keyword in ("Content", "PresentationCreation"):
         if f"{keyword}Date" in result:
-            result[f"{keyword}Date"].value, result[f"{keyword}Time"].value = date, time
+            result[f"{keyword}Date"].value, result[f"{keyword}Time"].value = date, clock
 
 
 def sign(

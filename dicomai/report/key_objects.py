@@ -63,9 +63,13 @@ def key_objects(
 
 
 def withdrawal(
-    source: Dataset, withdrawn: Sequence[Sent], algorithm: Algorithm, moment: datetime
+    source: Dataset,
+    withdrawn: Sequence[Sent],
+    destination: str,
+    algorithm: Algorithm,
+    moment: datetime,
 ) -> Dataset:
-    """Results that do not hold any more, "Rejected for Quality Reasons" (as IHE IOCM hides them).
+    """What a destination holds and holds no more: "Rejected for Quality Reasons" (IHE IOCM).
 
     source: a header of the study
     """
@@ -86,7 +90,11 @@ def withdrawal(
         objects,
         REJECTED,
         "Superseded AI results: the study was analyzed again, with other images or another model.",
-        [item.sop_instance_uid for item in withdrawn],
+        [
+            *(item.sop_instance_uid for item in withdrawn),
+            destination,
+            *identity.occasion(source, moment),
+        ],
         algorithm,
         identity.local_time(moment, source),
     )

@@ -48,7 +48,6 @@ def not_analyzed(
 
     source: a header of the study; outcome: NONE_ANALYZED, SOME_POSITIVE or SOME_NEGATIVE
     """
-    moment = identity.local_time(moment, source)
     evidence = [stand_in(source, exclusion) for exclusion in exclusions]
     about = [
         f"{x.instance.sop_instance_uid}:{x.instance.digest}:{x.code}:{x.reason}" for x in exclusions
@@ -60,7 +59,9 @@ def not_analyzed(
         series_instance_uid=identity.series_uid(source.StudyInstanceUID, "not-analyzed", algorithm),
         series_number=SERIES_NUMBER,
         sop_instance_uid=identity.object_uid(
-            "not-analyzed", [*about, *before, outcome.value], algorithm
+            "not-analyzed",
+            [*about, *before, outcome.value, *identity.occasion(source, moment)],
+            algorithm,
         ),
         instance_number=1,
         manufacturer=MANUFACTURER,
@@ -70,7 +71,8 @@ def not_analyzed(
         previous_versions=previous(source, predecessors),
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
-    identity.sign(ds, source, identity.PATIENT_AND_STUDY, algorithm, moment)
+    local = identity.local_time(moment, source)
+    identity.sign(ds, source, identity.PATIENT_AND_STUDY, algorithm, local)
     ds.SeriesDescription = f"NOT analyzed by AI {algorithm.model.name}"
     item = Dataset()
     item.CodingSchemeDesignator = "99DICOMAI"

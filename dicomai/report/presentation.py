@@ -17,6 +17,7 @@ from pydicom.uid import (
     ColorSoftcopyPresentationStateStorage,
     GrayscaleSoftcopyPresentationStateStorage,
 )
+from pydicom.valuerep import DSfloat
 
 from dicomai.report import identity
 from dicomai.study import Algorithm, Finding, Float32
@@ -24,7 +25,10 @@ from dicomai.study import Algorithm, Finding, Float32
 SERIES_NUMBER = 9903
 LAYER = "AI"
 LEVEL = 0.5  # local probability; the overlay draws a line there, too
+FUNCTIONS = {"LINEAR", "LINEAR_EXACT", "SIGMOID"}
 SMALLEST = 3  # corners that make an area
+MOST_POINTS = 8000  # an FL element holds 65,534 bytes at most (PS3.5 7.1.2)
+Line = NDArray[np.float64]  # (points, 2) of column and row
 YELLOW = CIELabColor(85.0, 5.0, 80.0)
 LINE_HEIGHT = 0.05  # of the displayed area
 # Creation date of an ICC profile; the same object must come out the same tomorrow.
@@ -34,12 +38,12 @@ PROFILE_DATE = slice(24, 36)
 def presentation_state(
     source: Dataset,
     positive: Sequence[Finding],
-    heats: Mapping[tuple[int, str], Float32],
+    lines: Mapping[tuple[int, str], list[Line]],
     algorithm: Algorithm,
 ) -> Dataset:
     """Where the positive findings of one image are.
 
-    source: its header; heats: (frame number, label key) -> (rows, columns) of 0 to 1
+    source: its header; lines: (frame number, label key) -> contours()
     """
     about = [f"{identity.frame_key(item.frame)}:{item.label.key}" for item in positive]
     in_colour = positive[0].frame.display.ndim == 3
@@ -61,7 +65,7 @@ def presentation_state(
     series.SeriesInstanceUID = source.SeriesInstanceUID
     series.ReferencedImageSequence = [identity.reference(source)]
     ds.ReferencedSeriesSequence = [series]
-    ds.GraphicAnnotationSequence = _annotations(source, positive, heats)
+    ds.GraphicAnnotationSequence = _annotations(source, positive, lines)
     ds.GraphicLayerSequence = [_layer()]
     ds.DisplayedAreaSelectionSequence = [_whole_image(source)]
     if in_colour:
@@ -84,26 +88,38 @@ def standard_profile() -> bytes:
 
 def _copy_grey_scale(ds: Dataset, source: Dataset) -> None:
     """The image's own; a presentation state takes the place of all of it (PS3.4 N.2)."""
-    if source.get("ModalityLUTSequence"):
-        ds.ModalityLUTSequence = copy.deepcopy(source.ModalityLUTSequence)
-    elif identity.number_of(source, "RescaleSlope"):
-        ds.RescaleSlope = source.RescaleSlope
-        ds.RescaleIntercept = identity.number_of(source, "RescaleIntercept") or 0
-        ds.RescaleType = source.get("RescaleType") or "US"
-    item = Dataset()
+    table = _first_item(source, "ModalityLUTSequence")
+    slope = identity.number_of(source, "RescaleSlope")
+    if table is not None:
+        ds.ModalityLUTSequence = [table]
+    elif slope:
+        ds.RescaleSlope = DSfloat(slope, auto_format=True)
+        intercept = identity.number_of(source, "RescaleIntercept") or 0.0
+        ds.RescaleIntercept = DSfloat(intercept, auto_format=True)
+        named = str(source.get("RescaleType") or "")
+        ds.RescaleType = named if identity.CODE_STRING.fullmatch(named) else "US"
+    item, table = Dataset(), _first_item(source, "VOILUTSequence")
     width = identity.number_of(source, "WindowWidth")
     center = identity.number_of(source, "WindowCenter")
-    if source.get("VOILUTSequence"):
-        item.VOILUTSequence = copy.deepcopy(source.VOILUTSequence[:1])
+    if table is not None:
+        item.VOILUTSequence = [table]
     elif center is not None and width is not None and width >= 1:
-        item.WindowCenter, item.WindowWidth = center, width
-        if source.get("VOILUTFunction"):
+        item.WindowCenter = DSfloat(center, auto_format=True)
+        item.WindowWidth = DSfloat(width, auto_format=True)
+        if str(source.get("VOILUTFunction")) in FUNCTIONS:
             item.VOILUTFunction = source.VOILUTFunction
     if len(item):
         ds.SoftcopyVOILUTSequence = [item]
     # MONOCHROME1 shows the lowest value as white (PS3.3 C.7.6.3.1.2).
     inverted = source.get("PhotometricInterpretation") == "MONOCHROME1"
     ds.PresentationLUTShape = "INVERSE" if inverted else "IDENTITY"
+
+
+def _first_item(source: Dataset, keyword: str) -> Dataset | None:
+    if keyword not in source or source[keyword].VR != "SQ" or not source[keyword].value:
+        return None
+    first: Dataset = copy.deepcopy(source[keyword].value[0])
+    return first
 
 
 def _layer() -> Dataset:
@@ -119,12 +135,12 @@ def _whole_image(source: Dataset) -> Dataset:
     area.DisplayedAreaTopLeftHandCorner = [1, 1]
     area.DisplayedAreaBottomRightHandCorner = [int(source.Columns), int(source.Rows)]
     area.PresentationSizeMode = "SCALE TO FIT"
-    area.PresentationPixelAspectRatio = [1, 1]
+    area.PresentationPixelAspectRatio = identity.aspect_ratio(source)
     return area
 
 
 def _annotations(
-    source: Dataset, positive: Sequence[Finding], heats: Mapping[tuple[int, str], Float32]
+    source: Dataset, positive: Sequence[Finding], lines: Mapping[tuple[int, str], list[Line]]
 ) -> list[Dataset]:
     """One a frame: its lines, and what they are."""
     annotations = []
@@ -134,27 +150,37 @@ def _annotations(
         annotation.GraphicLayer = LAYER
         annotation.ReferencedImageSequence = [identity.reference(source, [number])]
         annotation.TextObjectSequence = [_words(item, index) for index, item in enumerate(here)]
-        lines = [
-            _polyline(line) for item in here for line in contours(heats[number, item.label.key])
-        ]
-        if lines:
-            annotation.GraphicObjectSequence = lines
+        drawn = [_polyline(line) for item in here for line in lines[number, item.label.key]]
+        if drawn:
+            annotation.GraphicObjectSequence = drawn
         annotations.append(annotation)
     return annotations
 
 
-def contours(heat: Float32) -> list[NDArray[np.float64]]:
-    """Closed lines around the places that reach LEVEL: (points, 2) of column and row.
+def contours(heat: Float32) -> list[Line]:
+    """Closed lines around the places that reach LEVEL.
 
     The corner of the image is 0, 0, the centre of its first pixel 0.5, 0.5 (PS3.3 C.10.5.1.2).
     """
     mask = (heat >= LEVEL).astype(np.uint8)
     found, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
-    lines = [line[:, 0, :] for line in found if len(line) >= SMALLEST]
+    lines = [
+        _simplify(np.asarray(line, np.int32))[:, 0, :] for line in found if len(line) >= SMALLEST
+    ]
     return [np.vstack([line, line[:1]]).astype(np.float64) + 0.5 for line in lines]
 
 
-def _polyline(line: NDArray[np.float64]) -> Dataset:
+def _simplify(line: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Half a pixel away at most, more where an element could not hold so many points."""
+    distance = 0.5
+    simple = cv2.approxPolyDP(line, distance, closed=True)
+    while len(simple) > MOST_POINTS:
+        distance *= 2
+        simple = cv2.approxPolyDP(line, distance, closed=True)
+    return np.asarray(simple, np.int32)
+
+
+def _polyline(line: Line) -> Dataset:
     item = Dataset()
     item.GraphicAnnotationUnits, item.GraphicDimensions = "PIXEL", 2
     item.NumberOfGraphicPoints = len(line)

@@ -16,7 +16,7 @@ from pydicom.uid import SegmentationStorage
 
 from dicomai.report import identity
 from dicomai.report.sr import ARTIFICIAL_INTELLIGENCE
-from dicomai.study import Algorithm, Finding, Float32, Label
+from dicomai.study import Algorithm, Finding, Float32, Label, UInt8
 
 SERIES_NUMBER = 9904
 # A segmentation has Image Laterality alone (PS3.3 A.51.3).
@@ -33,12 +33,12 @@ DERIVATION = ("113076", "DCM", "Segmentation")
 def segmentation(
     source: Dataset,
     positive: Sequence[Finding],
-    heats: Mapping[tuple[int, str], Float32],
+    planes: Mapping[tuple[int, str], UInt8],
     algorithm: Algorithm,
 ) -> Dataset:
     """The local probability of each positive finding of one image, 0 to 255.
 
-    source: its header; heats: (frame number, label key) -> (rows, columns) of 0 to 1
+    source: its header; planes: (frame number, label key) -> plane()
     """
     labels = [label for label in algorithm.model.labels if label in {x.label for x in positive}]
     about = [f"{identity.frame_key(item.frame)}:{item.label.key}" for item in positive]
@@ -62,9 +62,9 @@ def segmentation(
         _describe(number, label, about, algorithm) for number, label in enumerate(labels, 1)
     ]
     ds.LossyImageCompression = "00"
-    planes = sorted(positive, key=lambda item: (labels.index(item.label), item.frame.number))
-    _add_pixels(ds, [heats[item.frame.number, item.label.key] for item in planes])
-    _add_frames(ds, source, [(labels.index(x.label) + 1, x.frame.number) for x in planes])
+    ordered = sorted(positive, key=lambda item: (labels.index(item.label), item.frame.number))
+    _add_pixels(ds, [planes[item.frame.number, item.label.key] for item in ordered])
+    _add_frames(ds, source, [(labels.index(x.label) + 1, x.frame.number) for x in ordered])
     series = Dataset()
     series.SeriesInstanceUID = source.SeriesInstanceUID
     series.ReferencedInstanceSequence = [identity.reference(source)]
@@ -77,12 +77,17 @@ def segmentation(
     return ds
 
 
-def _add_pixels(ds: Dataset, heats: Sequence[Float32]) -> None:
+def plane(heat: Float32) -> UInt8:
+    """A map of 0 to 1 in the cells of a segmentation."""
+    return np.rint(heat * MAXIMUM).astype(np.uint8)
+
+
+def _add_pixels(ds: Dataset, planes: Sequence[UInt8]) -> None:
     ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
-    ds.Rows, ds.Columns = heats[0].shape
-    ds.NumberOfFrames = len(heats)
+    ds.Rows, ds.Columns = planes[0].shape
+    ds.NumberOfFrames = len(planes)
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 8, 8, 7, 0
-    cells = b"".join(np.rint(heat * MAXIMUM).astype(np.uint8).tobytes() for heat in heats)
+    cells = b"".join(item.tobytes() for item in planes)
     ds.PixelData = cells + b"\0" * (len(cells) % 2)
 
 
@@ -123,18 +128,17 @@ def _geometry(ds: Dataset, source: Dataset) -> Dataset:
     measures = Dataset()
     # Of a radiograph only the size of the detector's pixels is known; OHIF must have one.
     for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
-        if identity.has_values(source, {keyword: 2}):
+        if identity.states(source, keyword):
             measures.PixelSpacing = source[keyword].value
             groups.PixelMeasuresSequence = [measures]
             break
-    thickness = identity.number_of(source, "SliceThickness")
-    stated = identity.has_values(source, identity.SLICE)
-    if not stated or not thickness or not source.get("FrameOfReferenceUID"):
+    whole = ("FrameOfReferenceUID", "PixelSpacing", "SliceThickness", *identity.PLACE)
+    if not all(identity.states(source, keyword) for keyword in whole):
         return groups
     ds.FrameOfReferenceUID = source.FrameOfReferenceUID
     ds.PositionReferenceIndicator = source.get("PositionReferenceIndicator", "")
     orientation, position = Dataset(), Dataset()
-    measures.SliceThickness = thickness
+    measures.SliceThickness = source.SliceThickness
     orientation.ImageOrientationPatient = source.ImageOrientationPatient
     position.ImagePositionPatient = source.ImagePositionPatient
     groups.PlaneOrientationSequence = [orientation]

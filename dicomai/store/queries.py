@@ -14,14 +14,13 @@ from dicomai.store.tables import (
     delivery,
     event,
     instance,
-    may_be_held,
     model,
     prediction,
     result,
     study,
     task,
 )
-from dicomai.study import Instance, Score, Sent
+from dicomai.study import WITHDRAWAL, Instance, Score, Sent
 
 Row = dict[str, Any]
 
@@ -253,28 +252,35 @@ def scores(
 
 
 def sent(database: Database, study_instance_uid: str) -> tuple[Sent, ...]:
-    """The results that a PACS may hold: sent, or at least tried, to one destination."""
-    tried = select(delivery.c.sop_instance_uid).where(may_be_held)
+    """The results that a PACS may hold, oldest first.
+
+    One that was replaced by a result which never went out has not been replaced.
+    """
     statement = (
-        select(result)
-        .where(
-            result.c.study_instance_uid == study_instance_uid,
-            result.c.sop_instance_uid.in_(tried),
-        )
+        select(result, delivery.c.destination)
+        .join(delivery, delivery.c.sop_instance_uid == result.c.sop_instance_uid)
+        .where(result.c.study_instance_uid == study_instance_uid, delivery.c.tried)
         .order_by(result.c.created_at, result.c.sop_instance_uid)
+    )
+    withdrawals = select(result.c.sop_instance_uid).where(
+        result.c.study_instance_uid == study_instance_uid, result.c.kind == WITHDRAWAL
     )
     with database.read() as connection:
         rows = connection.execute(statement).all()
-    return tuple(
-        Sent(
+        went_out = {row.sop_instance_uid for row in rows}
+        went_out |= set(connection.execute(withdrawals).scalars())  # or will: they are never ended
+    found: dict[str, Sent] = {}
+    for row in rows:
+        before = found[row.sop_instance_uid].destinations if row.sop_instance_uid in found else ()
+        found[row.sop_instance_uid] = Sent(
             row.sop_instance_uid,
             row.sop_class_uid,
             row.series_instance_uid,
             row.kind,
-            row.replaced_by,
+            row.replaced_by if row.replaced_by in went_out else None,
+            frozenset({*before, row.destination}),
         )
-        for row in rows
-    )
+    return tuple(found.values())
 
 
 def models(database: Database) -> list[Row]:

@@ -23,7 +23,6 @@ from dicomai.store.tables import (
     event,
     finding,
     instance,
-    may_be_held,
     model,
     prediction,
     result,
@@ -498,7 +497,8 @@ def _write_results(
     done: Analysis,
     data_dir: Path,
 ) -> None:
-    for item in done.results:
+    # A document that names its predecessor has the last word on what replaced that.
+    for item in sorted(done.results, key=lambda item: item.kind != WITHDRAWAL):
         connection.execute(
             database.insert(result)
             .values(
@@ -538,7 +538,7 @@ def _write_deliveries(
 ) -> None:
     for item in done.results:
         for destination, kinds in outputs.items():
-            if item.kind not in kinds or not _concerns(connection, item, destination):
+            if item.kind not in kinds or item.destination not in {None, destination}:
                 continue
             made = connection.execute(
                 database.insert(delivery)
@@ -548,6 +548,7 @@ def _write_deliveries(
                     state="pending",
                     due_at=now,
                     attempts=0,
+                    tried=False,
                     created_at=now,
                 )
                 .on_conflict_do_nothing()
@@ -570,18 +571,6 @@ def _write_deliveries(
             ).first()
             if again is not None:
                 record(connection, now, "delivery", str(again.id), "superseded", "pending")
-
-
-def _concerns(connection: Connection, item: Result, destination: str) -> bool:
-    """A withdrawal goes to those alone who were sent something of what it withdraws."""
-    if item.kind != WITHDRAWAL:
-        return True
-    sent = select(delivery.c.id).where(
-        delivery.c.sop_instance_uid.in_(item.replaces),
-        delivery.c.destination == destination,
-        may_be_held,
-    )
-    return connection.execute(sent.limit(1)).first() is not None
 
 
 def release_study(
@@ -657,6 +646,7 @@ def claim_deliveries(
                 .where(delivery.c.id == row.id)
                 .values(
                     state="sending",
+                    tried=True,
                     lease=lease,
                     attempts=row.attempts + 1,
                     due_at=now + timedelta(seconds=lease_seconds),

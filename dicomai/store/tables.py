@@ -171,6 +171,7 @@ result = Table(
     Index(None, "study_instance_uid"),
 )
 
+# tried: was sent at least once, so that the destination may hold it, whatever it answered.
 delivery = Table(
     "delivery",
     metadata,
@@ -180,6 +181,7 @@ delivery = Table(
     Column("state", String(16), nullable=False),
     Column("due_at", UtcDateTime),
     Column("attempts", Integer, nullable=False),
+    Column("tried", Boolean, nullable=False),
     Column("lease", String(36)),
     Column("last_error", String(500)),
     Column("created_at", UtcDateTime, nullable=False),
@@ -187,9 +189,6 @@ delivery = Table(
     UniqueConstraint("sop_instance_uid", "destination"),
     Index(None, "due_at"),
 )
-
-# Whether the destination may hold the object: an answer may have been lost on the way.
-may_be_held = (delivery.c.state != "superseded") | (delivery.c.attempts > 0)
 
 task = Table(
     "task",

@@ -35,12 +35,21 @@ UPDATE result SET replaced_by = (
 WHERE kind = 'sr'
 """
 
+TRIED = """
+UPDATE delivery SET tried = true
+WHERE attempts > 0 OR state IN ('sending', 'delivered', 'failed')
+"""
+
 
 def upgrade() -> None:
     op.add_column("finding", sa.Column("presence", sa.String(length=12), nullable=True))
     op.execute("UPDATE finding SET presence = CASE WHEN positive THEN 'present' ELSE 'absent' END")
     op.add_column("result", sa.Column("replaced_by", sa.String(length=64), nullable=True))
     op.execute(REPLACED)
+    op.add_column(
+        "delivery", sa.Column("tried", sa.Boolean(), nullable=False, server_default=sa.false())
+    )
+    op.execute(TRIED)
     op.execute("DROP VIEW v_finding")
     with op.batch_alter_table("finding") as table:
         table.alter_column("presence", existing_type=sa.String(length=12), nullable=False)
@@ -51,4 +60,5 @@ def downgrade() -> None:
     op.execute("DROP VIEW v_finding")
     op.drop_column("finding", "presence")
     op.drop_column("result", "replaced_by")
+    op.drop_column("delivery", "tried")
     op.execute("CREATE VIEW v_finding AS " + V_FINDING.format(presence=""))
