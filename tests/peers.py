@@ -29,8 +29,8 @@ PACKAGES = {
     "npm": "npm",
 }
 
-# TID 2010 asks for a modifier where the document's title is 113001. PixelMed looks for a content item
-# of that name instead, finds none, and holds the modifier to be superfluous.
+# TID 2010 asks for a modifier where the document's title is 113001. PixelMed looks for a content
+# item of that name instead, finds none, and holds the modifier to be superfluous.
 MODIFIER_REFUSED = re.compile(
     r"Error: Template 2010 .*\[Row [34]\] CODE CID 701[12]: within 1: /CONTAINER "
     r'\(113001,DCM,"Rejected for Quality Reasons"\): Conditional content item present when '
