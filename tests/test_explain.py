@@ -98,6 +98,6 @@ def test_the_legend_keeps_its_text_inside_whatever_the_width() -> None:
     )
     algorithm = Algorithm(model(), "test", Reporting("overlay", 0.0, frozenset({"sc"})))
     for width in (256, 300, 512, 1000, 2048, 3000):
-        strip = legend(width, finding, algorithm)
+        strip = legend(width, width, finding, algorithm)
         assert strip.any()
         assert not strip[:, -max(2, width // 100) :].any(), width

@@ -10,6 +10,8 @@ from dicomai.study import Algorithm, Finding, Float32, Presence, UInt8
 
 # Half of the light comes from the heat map where it is hottest: anatomy stays readable below it.
 STRENGTH = 0.5
+READABLE = 0.45  # the smallest scale of text that is nobody's guess
+LINE = 34  # rows of a line of text of scale 1
 LEGIBLE = 256  # columns that the legend needs
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 WHITE, GREY, AMBER = (255, 255, 255), (170, 170, 170), (255, 190, 60)
@@ -67,19 +69,23 @@ def draw(finding: Finding, heat: Float32, algorithm: Algorithm) -> UInt8:
         picture = np.hstack([in_colour(display), picture])
     missing = max(0, LEGIBLE - picture.shape[1])
     picture = np.pad(picture, ((0, 0), (missing // 2, missing - missing // 2), (0, 0)))
-    return np.vstack([picture, legend(picture.shape[1], finding, algorithm)])
+    return np.vstack([picture, legend(picture.shape[0], picture.shape[1], finding, algorithm)])
 
 
-def legend(width: int, finding: Finding, algorithm: Algorithm) -> UInt8:
-    """A strip of the picture's width: finding, scale, model, notice; text scaled to fit."""
+def legend(rows: int, width: int, finding: Finding, algorithm: Algorithm) -> UInt8:
+    """A strip below a picture: finding, scale, model, notice.
+
+    The text fills the width, but the strip is not higher than half a picture that is very wide.
+    """
     lines = (
         (_statement(finding, algorithm), AMBER if finding.positive else WHITE),
         (made_by(algorithm, finding.analyzed_at), GREY),
         (f"{NOTICE}. Not a medical device.", WHITE),
     )
     scale = min(fit(text, width * 0.94) for text, _ in lines)
+    scale = min(scale, max(READABLE, rows / 2 / (LINE * (len(lines) + 1.5))))
     thickness = max(1, round(scale * 1.6))
-    row = round(scale * 34)
+    row = round(scale * LINE)
     strip = np.zeros((row * (len(lines) + 1) + row // 2, width, 3), np.uint8)
     left = round(width * 0.03)
     for index, (text, colour) in enumerate(lines):

@@ -8,7 +8,18 @@ import cv2
 import numpy as np
 
 from dicomai.report.identity import frame_key
-from dicomai.report.overlay import AMBER, GREY, WHITE, WORDS, blend, fit, made_by, outline, write
+from dicomai.report.overlay import (
+    AMBER,
+    GREY,
+    READABLE,
+    WHITE,
+    WORDS,
+    blend,
+    fit,
+    made_by,
+    outline,
+    write,
+)
 from dicomai.study import Algorithm, Finding, Float32, Label, Presence, UInt8
 
 WIDTH = 1024
@@ -74,9 +85,10 @@ class Overview:
         images = f"{_count(self._images, 'image')} analyzed"
         if not_analyzed:
             images += f", {_count(not_analyzed, 'image')} NOT analyzed"
+        colour = AMBER if self._positive() else WHITE
         head = (
             ("AI summary, not for diagnosis", 1.1, WHITE),
-            (self._statement(), 0.9, AMBER if self._positive() else WHITE),
+            *((line, 0.9, colour) for line in _wrap(self._statement(), 0.9)),
             (images, 0.7, AMBER if not_analyzed else GREY),
         )
         probabilities = "calibrated" if algorithm.model.calibrated else "not calibrated"
@@ -124,6 +136,27 @@ def most_probable(findings: list[Finding]) -> Finding:
     return max(findings, key=lambda item: item.probability)
 
 
+def _wrap(text: str, scale: float) -> list[str]:
+    """Lines that fit the picture."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if fit(longer, WIDTH - 2 * MARGIN) >= scale or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def _cut(text: str, width: float) -> str:
+    """As much of a text as can be read in so many pixels."""
+    if fit(text, width) >= READABLE:
+        return text
+    while len(text) > 1 and fit(f"{text}...", width) < READABLE:
+        text = text[:-1]
+    return f"{text}..."
+
+
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
@@ -140,7 +173,7 @@ def _table_row(label: Label, tally: Tally, images: int, margin: float) -> UInt8:
     """Name, a bar up to the highest probability with the threshold, what it means."""
     row = np.zeros((ROW, WIDTH, 3), np.uint8)
     colour = AMBER if tally.positive else WHITE
-    name = label.code.meaning
+    name = _cut(label.code.meaning, BAR - NAME - 16)
     write(row, name, (NAME, 29), min(0.65, fit(name, BAR - NAME - 16)), colour)
 
     def x(probability: float) -> int:
