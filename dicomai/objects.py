@@ -12,6 +12,7 @@ from dicomai.report import (
     identity,
     key_objects,
     not_analyzed,
+    origin,
     presentation,
     segmentation,
     sr,
@@ -98,9 +99,9 @@ class Maker:
 
     def _look_at(self, header: Dataset, findings: list[Finding], heat: Float32) -> None:
         name = f"image {header.get('InstanceNumber') or '-'}"
-        if identity.has_frames(header):
+        if origin.has_frames(header):
             name += f", frame {findings[0].frame.number}"
-        self._overview.add(findings, heat, name, identity.pixel_height(header))
+        self._overview.add(findings, heat, name, origin.pixel_height(header))
 
     def of_study(
         self,

@@ -6,7 +6,7 @@ import highdicom as hd
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicomai.report import identity
+from dicomai.report import identity, origin
 from dicomai.report.overlay import draw
 from dicomai.report.summary import Overview
 from dicomai.study import MANUFACTURER, Algorithm, Exclusion, Finding, Float32, UInt8
@@ -34,7 +34,7 @@ def capture(source: Dataset, finding: Finding, heat: Float32, algorithm: Algorit
     )
     identity.sign(ds, source, identity.PATIENT_AND_STUDY + identity.OF_THE_IMAGE, algorithm, moment)
     identity.state_laterality(ds)
-    ratio = identity.aspect_ratio(source)
+    ratio = origin.aspect_ratio(source)
     if ratio != [1, 1]:
         ds.PixelAspectRatio = ratio
     ds.DateOfSecondaryCapture, ds.TimeOfSecondaryCapture = ds.ContentDate, ds.ContentTime
@@ -42,7 +42,7 @@ def capture(source: Dataset, finding: Finding, heat: Float32, algorithm: Algorit
         f"Class map of {finding.label.code.meaning} by {model.name} {model.version}, blended with "
         "the source image"
     )
-    ds.SourceImageSequence = [identity.source_image(source, frame.number)]
+    ds.SourceImageSequence = [origin.source_image(source, frame.number)]
     return ds
 
 
@@ -75,7 +75,7 @@ def summary(
     identity.state_laterality(ds)
     ds.DateOfSecondaryCapture, ds.TimeOfSecondaryCapture = ds.ContentDate, ds.ContentTime
     ds.DerivationDescription = f"Summary of the findings of {algorithm.model.name} in this study"
-    ds.SourceImageSequence = [identity.source_image(source, None) for source in sources.values()]
+    ds.SourceImageSequence = [origin.source_image(source, None) for source in sources.values()]
     return ds
 
 
@@ -83,7 +83,7 @@ def _secondary_capture(
     source: Dataset, picture: UInt8, uid: str, instance_number: int, algorithm: Algorithm
 ) -> Dataset:
     ds = hd.sc.SCImage.from_ref_dataset(
-        ref_dataset=identity.for_highdicom(source),
+        ref_dataset=origin.for_highdicom(source),
         pixel_array=picture,
         photometric_interpretation="RGB",
         bits_allocated=8,

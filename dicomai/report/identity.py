@@ -5,30 +5,25 @@ its dates come from stored facts, the same bytes.
 """
 
 import copy
-import math
 import re
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from importlib.metadata import version
 
 from highdicom.base import SOPClass
-from highdicom.sr import ImageLibraryEntryDescriptors
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
-from pydicom.valuerep import DA, TM
+from pydicom.uid import ExplicitVRLittleEndian
 
+from dicomai.report import origin
 from dicomai.study import MANUFACTURER, Algorithm, Frame, Model
 
 NAMESPACE = uuid.UUID("6d1f7c0a-6e0e-5b53-9f5e-0d5ab7f3c1ce")
 SOFTWARE = version("dicomai")
 NOTICE = "AI result, not for diagnosis"
-SQUARE = 0.01  # pixels that are so nearly as high as wide are square
-MOST_HEIGHT = 100.0  # of a pixel of width 1; more is nobody's detector
 
 # Taken verbatim from the source, so that a PACS files the result with it (PS3.3 C.7.1, C.7.2).
 PATIENT_AND_STUDY = (
@@ -65,32 +60,7 @@ OF_THE_IMAGE = (
     "LossyImageCompressionRatio",
     "LossyImageCompressionMethod",
 )
-# Values of an element that describes an image, and how many; anything else is as good as none.
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-LENGTH = re.compile(r"(?=.*[1-9])(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")  # above zero
-TEXT = re.compile(r"(?s).+")
-DIRECTION = re.compile(r"[AFHLPR]{1,3}")  # PS3.3 C.7.6.1.1.1
-PLACE = {"ImageOrientationPatient": (6, NUMBER), "ImagePositionPatient": (3, NUMBER)}
-DESCRIBES_IMAGE = {
-    "SOPClassUID": (1, TEXT),
-    "SOPInstanceUID": (1, TEXT),
-    "StudyInstanceUID": (1, TEXT),
-    "SeriesInstanceUID": (1, TEXT),
-    "Modality": (1, TEXT),
-    "FrameOfReferenceUID": (1, TEXT),
-    "NumberOfFrames": (1, LENGTH),
-    "Rows": (1, LENGTH),
-    "Columns": (1, LENGTH),
-    "SamplesPerPixel": (1, LENGTH),
-    "PixelRepresentation": (1, NUMBER),
-    "PatientOrientation": (2, DIRECTION),
-    "PixelAspectRatio": (2, LENGTH),
-    "PixelSpacing": (2, LENGTH),
-    "ImagerPixelSpacing": (2, LENGTH),
-    "SliceThickness": (1, LENGTH),
-    **PLACE,
-}
-# Of results, beside what is above: code strings (PS3.5 6.2).
+# Code strings (PS3.5 6.2).
 CODE_STRING = re.compile(r"[A-Z0-9_ ]{1,16}")
 # Defined terms of Body Part Examined (PS3.16 Annex L) that there is one of.
 UNPAIRED = frozenset((
@@ -168,97 +138,6 @@ def local_time(moment: datetime, source: Dataset) -> datetime:
     return moment.astimezone()
 
 
-def has_frames(source: Dataset) -> bool:
-    """Whether a reference to this image has to name a frame."""
-    return int(source.get("NumberOfFrames") or 1) > 1
-
-
-def number_of(source: Dataset, keyword: str) -> float | None:
-    """The first value as a number, where there is one."""
-    value = source.get(keyword)
-    if isinstance(value, (MultiValue, list)):
-        value = value[0] if value else None
-    text = "" if value is None else str(value)
-    return float(text) if NUMBER.fullmatch(text) and math.isfinite(float(text)) else None
-
-
-def states(source: Dataset, keyword: str) -> bool:
-    """Whether an element of DESCRIBES_IMAGE is there, with values that can be."""
-    if keyword not in source or source[keyword].VR == "SQ":
-        return False
-    count, pattern = DESCRIBES_IMAGE[keyword]
-    value = source[keyword].value
-    values = value if isinstance(value, (MultiValue, list)) else [value]
-    return len(values) == count and all(pattern.fullmatch(str(item)) for item in values)
-
-
-def pixel_height(source: Dataset) -> float:
-    """Of a pixel whose width is 1 (PS3.3 C.7.6.3.1.7)."""
-    for keyword in ("PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing"):
-        if states(source, keyword):
-            vertical, horizontal = (float(value) for value in source[keyword].value)
-            height = vertical / horizontal
-            return height if 1 / MOST_HEIGHT < height < MOST_HEIGHT else 1.0
-    return 1.0
-
-
-def aspect_ratio(source: Dataset) -> list[int]:
-    """Height and width of a pixel as whole numbers."""
-    height = pixel_height(source)
-    return [1, 1] if abs(height - 1) < SQUARE else [round(height * 1000), 1000]
-
-
-def for_highdicom(source: Dataset) -> Dataset:
-    """A header that highdicom accepts whatever the source holds.
-
-    sign() puts the source's own values in, name_classes() its class where highdicom has no name for
-    it (private and retired ones).
-    """
-    ds = Dataset()
-    for keyword in DESCRIBES_IMAGE:
-        if states(source, keyword):
-            ds[keyword] = copy.deepcopy(source[keyword])
-    ds.SpecificCharacterSet = "ISO_IR 192"
-    for keyword in ("PatientName", "PatientID", "StudyID", "AccessionNumber"):
-        setattr(ds, keyword, "")
-    ds.ReferringPhysicianName = ds.PatientBirthDate = ds.PatientSex = None
-    ds.StudyDate = _or_none(DA, source.get("StudyDate"))
-    ds.StudyTime = _or_none(TM, source.get("StudyTime"))
-    ds.setdefault("Modality", "OT")
-    # Of a radiograph the image library demands orientation and spacing (TID 1603), of a slice its
-    # place (TID 1604); many lack one of them, and are described as any image (TID 1602).
-    if not _is_describable(ds):
-        ds.Modality = "OT"
-    if not _is_describable(ds):
-        ds.SOPClassUID = SecondaryCaptureImageStorage
-    return ds
-
-
-def _is_describable(ds: Dataset) -> bool:
-    try:
-        ImageLibraryEntryDescriptors(ds)
-    except (ValueError, KeyError, AttributeError, TypeError, IndexError):
-        return False
-    return True
-
-
-def name_classes(document: Dataset, classes: Mapping[str, str]) -> None:
-    """Name the true class of each image; classes: SOP Instance UID -> SOP Class UID."""
-    for element in document:
-        for item in element.value if element.VR == "SQ" else ():
-            uid = item.get("ReferencedSOPInstanceUID")
-            if uid in classes:
-                item.ReferencedSOPClassUID = classes[uid]
-            name_classes(item, classes)
-
-
-def _or_none(kind: type[DA] | type[TM], value: object) -> DA | TM | None:
-    try:
-        return kind(str(value)) if value else None
-    except ValueError:
-        return None
-
-
 def begin(
     source: Dataset,
     sop_class_uid: str,
@@ -267,7 +146,7 @@ def begin(
     series: tuple[str, int],
 ) -> Dataset:
     """An object of the source's study with nothing in it yet; series: UID and number."""
-    ref = for_highdicom(source)
+    ref = origin.for_highdicom(source)
     return SOPClass(
         study_instance_uid=ref.StudyInstanceUID,
         series_instance_uid=series[0],
@@ -280,16 +159,6 @@ def begin(
         study_date=ref.StudyDate,
         study_time=ref.StudyTime,
     )
-
-
-def reference(source: Dataset, frame_numbers: Sequence[int] = ()) -> Dataset:
-    """An item that names an image (PS3.3 10.3); its frames, where it has more than one."""
-    item = Dataset()
-    item.ReferencedSOPClassUID = source.SOPClassUID
-    item.ReferencedSOPInstanceUID = source.SOPInstanceUID
-    if frame_numbers and has_frames(source):
-        item.ReferencedFrameNumber = list(frame_numbers)
-    return item
 
 
 def restore(result: Dataset, source: Dataset, keywords: Sequence[str]) -> None:
@@ -312,7 +181,7 @@ def _worth_copying(source: Dataset, keyword: str) -> bool:
     # An empty Laterality on an unpaired body part, and an age that is none, are errors here too;
     # neither says who the patient is.
     if keyword == "PatientOrientation":
-        return states(source, keyword)
+        return origin.states(source, keyword)
     if keyword in {"BodyPartExamined", "Laterality", "ImageLaterality"}:
         return CODE_STRING.fullmatch(str(source[keyword].value or "")) is not None
     if keyword in OF_THE_IMAGE:
@@ -354,7 +223,7 @@ def describe_equipment(result: Dataset, model: Model, moment: datetime) -> None:
     result.DeviceSerialNumber = "1"
     result.DeviceUID = device_uid(model)
     item = Dataset()
-    item.PurposeOfReferenceCodeSequence = [code("109102", "DCM", "Processing Equipment")]
+    item.PurposeOfReferenceCodeSequence = [origin.code("109102", "DCM", "Processing Equipment")]
     item.Manufacturer = MANUFACTURER
     item.ManufacturerModelName = model.name
     item.SoftwareVersions = model.version
@@ -384,19 +253,3 @@ def sign(
     restore(result, source, keywords)
     describe_equipment(result, algorithm.model, moment)
     stamp(result, moment)
-
-
-def source_image(source: Dataset, frame_number: int | None) -> Dataset:
-    """An item of Source Image Sequence (PS3.3 C.7.6.1.1.4); no frame: the whole image."""
-    item = reference(source, [] if frame_number is None else [frame_number])
-    item.PurposeOfReferenceCodeSequence = [
-        code("121322", "DCM", "Source image for image processing operation")
-    ]
-    return item
-
-
-def code(value: str, scheme: str, meaning: str) -> Dataset:
-    """An item of a code sequence (PS3.3 8.8)."""
-    item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
-    return item

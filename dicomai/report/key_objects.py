@@ -14,7 +14,7 @@ from highdicom.sr import (
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicomai.report import identity
+from dicomai.report import identity, origin
 from dicomai.report.sr import DEVICE, refer_to_request
 from dicomai.study import MANUFACTURER, WITHDRAWAL, Algorithm, Finding, Sent
 
@@ -44,19 +44,19 @@ def key_objects(
     ds = _document(
         "kos",
         images[0],
-        [identity.for_highdicom(image) for image in images],
+        [origin.for_highdicom(image) for image in images],
         OF_INTEREST,
         f"{identity.NOTICE}. Images with: {', '.join(names)}",
         [f"{identity.frame_key(item.frame)}:{item.label.key}" for item in positive],
         algorithm,
         moment,
     )
-    identity.name_classes(ds, {uid: sources[uid].SOPClassUID for uid in frames})
+    origin.name_classes(ds, {uid: sources[uid].SOPClassUID for uid in frames})
     for item in ds.ContentSequence:
         if item.ValueType == "IMAGE":
             (reference,) = item.ReferencedSOPSequence
             uid = reference.ReferencedSOPInstanceUID
-            if identity.has_frames(sources[uid]):
+            if origin.has_frames(sources[uid]):
                 reference.ReferencedFrameNumber = sorted(frames[uid])
     ds.SeriesDescription = f"AI key images {algorithm.model.name}, not for diagnosis"
     return ds
@@ -118,7 +118,7 @@ def _document(
     moment: datetime,
 ) -> Dataset:
     # Patient and study come from the first of the evidence.
-    ref = identity.for_highdicom(source)
+    ref = origin.for_highdicom(source)
     evidence = [ref, *objects]
     observer = ObserverContext(
         DEVICE,

@@ -17,7 +17,7 @@ from highdicom.sr import (
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicomai.report import identity
+from dicomai.report import identity, origin
 from dicomai.report.sr import observer, previous, refer_to_request
 from dicomai.study import MANUFACTURER, Algorithm, Exclusion, Sent
 
@@ -81,13 +81,13 @@ def not_analyzed(
     ds.CodingSchemeIdentificationSequence = [item]
     refer_to_request(ds, source)
     classes = {x.instance.sop_instance_uid: x.instance.sop_class_uid for x in exclusions}
-    identity.name_classes(ds, classes)
+    origin.name_classes(ds, classes)
     return ds
 
 
 def stand_in(source: Dataset, exclusion: Exclusion) -> Dataset:
     """What highdicom needs to know of an image that may be unreadable itself."""
-    ds = identity.for_highdicom(source)
+    ds = origin.for_highdicom(source)
     ds.SOPInstanceUID = exclusion.instance.sop_instance_uid
     ds.SeriesInstanceUID = exclusion.instance.series_instance_uid
     return ds

@@ -19,7 +19,7 @@ from pydicom.uid import (
 )
 from pydicom.valuerep import DSfloat
 
-from dicomai.report import identity
+from dicomai.report import identity, origin
 from dicomai.study import Algorithm, Finding, Float32
 
 SERIES_NUMBER = 9903
@@ -63,7 +63,7 @@ def presentation_state(
     ds.PresentationCreationDate = ds.PresentationCreationTime = None  # sign() knows
     series = Dataset()
     series.SeriesInstanceUID = source.SeriesInstanceUID
-    series.ReferencedImageSequence = [identity.reference(source)]
+    series.ReferencedImageSequence = [origin.reference(source)]
     ds.ReferencedSeriesSequence = [series]
     ds.GraphicAnnotationSequence = _annotations(source, positive, lines)
     ds.GraphicLayerSequence = [_layer()]
@@ -89,18 +89,18 @@ def standard_profile() -> bytes:
 def _copy_grey_scale(ds: Dataset, source: Dataset) -> None:
     """The image's own; a presentation state takes the place of all of it (PS3.4 N.2)."""
     table = _first_item(source, "ModalityLUTSequence")
-    slope = identity.number_of(source, "RescaleSlope")
+    slope = origin.number_of(source, "RescaleSlope")
     if table is not None:
         ds.ModalityLUTSequence = [table]
     elif slope:
         ds.RescaleSlope = DSfloat(slope, auto_format=True)
-        intercept = identity.number_of(source, "RescaleIntercept") or 0.0
+        intercept = origin.number_of(source, "RescaleIntercept") or 0.0
         ds.RescaleIntercept = DSfloat(intercept, auto_format=True)
         named = str(source.get("RescaleType") or "")
         ds.RescaleType = named if identity.CODE_STRING.fullmatch(named) else "US"
     item, table = Dataset(), _first_item(source, "VOILUTSequence")
-    width = identity.number_of(source, "WindowWidth")
-    center = identity.number_of(source, "WindowCenter")
+    width = origin.number_of(source, "WindowWidth")
+    center = origin.number_of(source, "WindowCenter")
     if table is not None:
         item.VOILUTSequence = [table]
     elif center is not None and width is not None and width >= 1:
@@ -135,7 +135,7 @@ def _whole_image(source: Dataset) -> Dataset:
     area.DisplayedAreaTopLeftHandCorner = [1, 1]
     area.DisplayedAreaBottomRightHandCorner = [int(source.Columns), int(source.Rows)]
     area.PresentationSizeMode = "SCALE TO FIT"
-    area.PresentationPixelAspectRatio = identity.aspect_ratio(source)
+    area.PresentationPixelAspectRatio = origin.aspect_ratio(source)
     return area
 
 
@@ -148,7 +148,7 @@ def _annotations(
         here = [item for item in positive if item.frame.number == number]
         annotation = Dataset()
         annotation.GraphicLayer = LAYER
-        annotation.ReferencedImageSequence = [identity.reference(source, [number])]
+        annotation.ReferencedImageSequence = [origin.reference(source, [number])]
         annotation.TextObjectSequence = [_words(item, index) for index, item in enumerate(here)]
         drawn = [_polyline(line) for item in here for line in lines[number, item.label.key]]
         if drawn:

@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from pydicom.uid import SegmentationStorage
 
-from dicomai.report import identity
+from dicomai.report import identity, origin
 from dicomai.report.sr import ARTIFICIAL_INTELLIGENCE
 from dicomai.study import Algorithm, Finding, Float32, Label, UInt8
 
@@ -67,7 +67,7 @@ def segmentation(
     _add_frames(ds, source, [(labels.index(x.label) + 1, x.frame.number) for x in ordered])
     series = Dataset()
     series.SeriesInstanceUID = source.SeriesInstanceUID
-    series.ReferencedInstanceSequence = [identity.reference(source)]
+    series.ReferencedInstanceSequence = [origin.reference(source)]
     ds.ReferencedSeriesSequence = [series]
     moment = identity.local_time(max(item.analyzed_at for item in positive), source)
     identity.sign(ds, source, identity.PATIENT_AND_STUDY + OF_THE_IMAGE, algorithm, moment)
@@ -100,7 +100,7 @@ def _add_frames(ds: Dataset, source: Dataset, frames: Sequence[tuple[int, int]])
         ("ReferencedSegmentNumber", "SegmentIdentificationSequence"),
         ("ReferencedFrameNumber", "DerivationImageSequence"),
     )
-    used = pointers if identity.has_frames(source) else pointers[:1]
+    used = pointers if origin.has_frames(source) else pointers[:1]
     ds.DimensionIndexSequence = []
     for keyword, group in used:
         item = Dataset()
@@ -116,8 +116,8 @@ def _add_frames(ds: Dataset, source: Dataset, frames: Sequence[tuple[int, int]])
         groups.FrameContentSequence = [place]
         named.ReferencedSegmentNumber = segment
         groups.SegmentIdentificationSequence = [named]
-        derived.DerivationCodeSequence = [identity.code(*DERIVATION)]
-        derived.SourceImageSequence = [identity.source_image(source, number)]
+        derived.DerivationCodeSequence = [origin.code(*DERIVATION)]
+        derived.SourceImageSequence = [origin.source_image(source, number)]
         groups.DerivationImageSequence = [derived]
         ds.PerFrameFunctionalGroupsSequence.append(groups)
 
@@ -128,12 +128,12 @@ def _geometry(ds: Dataset, source: Dataset) -> Dataset:
     measures = Dataset()
     # Of a radiograph only the size of the detector's pixels is known; OHIF must have one.
     for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
-        if identity.states(source, keyword):
+        if origin.states(source, keyword):
             measures.PixelSpacing = source[keyword].value
             groups.PixelMeasuresSequence = [measures]
             break
-    whole = ("FrameOfReferenceUID", "PixelSpacing", "SliceThickness", *identity.PLACE)
-    if not all(identity.states(source, keyword) for keyword in whole):
+    whole = ("FrameOfReferenceUID", "PixelSpacing", "SliceThickness", *origin.PLACE)
+    if not all(origin.states(source, keyword) for keyword in whole):
         return groups
     ds.FrameOfReferenceUID = source.FrameOfReferenceUID
     ds.PositionReferenceIndicator = source.get("PositionReferenceIndicator", "")

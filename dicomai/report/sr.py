@@ -30,7 +30,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicomai.report import identity
+from dicomai.report import identity, origin
 from dicomai.study import MANUFACTURER, Algorithm, Finding, Model, Presence, Sent
 
 SERIES_NUMBER = 9902
@@ -71,7 +71,7 @@ def report(
     """
     first = sources[findings[0].frame.source.sop_instance_uid]
     moment = identity.local_time(max(item.analyzed_at for item in findings), first)
-    refs = {uid: identity.for_highdicom(source) for uid, source in sources.items()}
+    refs = {uid: origin.for_highdicom(source) for uid, source in sources.items()}
     groups = [_group(item, number, refs, algorithm) for number, item in enumerate(findings, 1)]
     content = MeasurementReport(
         observation_context=observer(algorithm.model),
@@ -97,7 +97,7 @@ def report(
     identity.sign(ds, first, identity.PATIENT_AND_STUDY, algorithm, moment)
     ds.SeriesDescription = f"AI report {algorithm.model.name}, not for diagnosis"
     refer_to_request(ds, first)
-    identity.name_classes(ds, {uid: source.SOPClassUID for uid, source in sources.items()})
+    origin.name_classes(ds, {uid: source.SOPClassUID for uid, source in sources.items()})
     return ds
 
 
@@ -130,7 +130,7 @@ def _group(
         # OHIF cannot open a report of which one measurement has no coordinates.
         referenced_coordinates=[_most_suspicious_place(finding, ref)],
     )
-    if identity.has_frames(ref):
+    if origin.has_frames(ref):
         image.ReferencedSOPSequence[0].ReferencedFrameNumber = finding.frame.number
     group = MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(
@@ -181,7 +181,7 @@ def _most_suspicious_place(finding: Finding, ref: Dataset) -> CoordinatesForMeas
     around = cv2.GaussianBlur(cells, (3, 3), 0, borderType=cv2.BORDER_CONSTANT)
     row, column = np.unravel_index(np.argmax(np.where(inside, around, -1)), around.shape)
     place = np.clip([x[column], y[row]], 0.5, [box.columns - 0.5, box.rows - 0.5])
-    frames = [finding.frame.number] if identity.has_frames(ref) else None
+    frames = [finding.frame.number] if origin.has_frames(ref) else None
     return CoordinatesForMeasurement(
         GraphicTypeValues.POINT,
         place[None].astype(np.float32),
