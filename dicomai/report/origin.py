@@ -11,6 +11,9 @@ from pydicom.multival import MultiValue
 from pydicom.uid import SecondaryCaptureImageStorage
 from pydicom.valuerep import DA, TM
 
+# Radiographs, of which the image library demands orientation and spacing (TID 1603), and slices, of
+# which it demands their place (TID 1604).
+DETAILED = {"CR", "DX", "IO", "MG", "PX", "RF", "RG", "XA", "CT", "MR", "PT"}
 SQUARE = 0.01  # pixels that are so nearly as high as wide are square
 MOST_HEIGHT = 100.0  # of a pixel of width 1; more is nobody's detector
 # Values of an element that describes an image, and how many; anything else is as good as none.
@@ -96,10 +99,8 @@ def for_highdicom(source: Dataset) -> Dataset:
     ds.ReferringPhysicianName = ds.PatientBirthDate = ds.PatientSex = None
     ds.StudyDate = _or_none(DA, source.get("StudyDate"))
     ds.StudyTime = _or_none(TM, source.get("StudyTime"))
-    ds.setdefault("Modality", "OT")
-    # Of a radiograph the image library demands orientation and spacing (TID 1603), of a slice its
-    # place (TID 1604); many lack one of them, and are described as any image (TID 1602).
-    if not _is_describable(ds):
+    # Many lack what the image library demands, and are described as any image (TID 1602).
+    if ds.get("Modality") not in DETAILED or not _is_describable(ds):
         ds.Modality = "OT"
     if not _is_describable(ds):
         ds.SOPClassUID = SecondaryCaptureImageStorage
