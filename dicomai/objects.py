@@ -56,6 +56,7 @@ class Maker:
         self._outputs = outputs
         self._overview = Overview(algorithm.model.labels)
         self._standing = {item.sop_instance_uid: item for item in sent if _stands(item)}
+        self._ended = {item.sop_instance_uid for item in sent if item.replaced_by is not None}
         # What stands is made again, whoever wants it today: so it is known whether it holds.
         self._kinds = algorithm.reporting.kinds | {item.kind for item in self._standing.values()}
 
@@ -119,7 +120,9 @@ class Maker:
             yield from self._made("kos", ds)
         if "sr" in self._kinds:
             yield from self._document(
-                "sr", lambda before: sr.report(headers, findings, self._algorithm, before)
+                "sr",
+                lambda before: sr.report_uid(findings, self._algorithm, before),
+                lambda before: sr.report(headers, findings, self._algorithm, before),
             )
 
     def of_exclusions(
@@ -138,11 +141,11 @@ class Maker:
             outcome = not_analyzed.SOME_POSITIVE
         else:
             outcome = not_analyzed.SOME_NEGATIVE
+        said = (header, exclusions, outcome, self._algorithm, moment)
         yield from self._document(
             "not-analyzed",
-            lambda before: not_analyzed.not_analyzed(
-                header, exclusions, outcome, self._algorithm, moment, before
-            ),
+            lambda before: not_analyzed.document_uid(*said, before),
+            lambda before: not_analyzed.not_analyzed(*said, before),
         )
 
     def withdrawals(
@@ -170,21 +173,26 @@ class Maker:
         if kind in self._algorithm.reporting.kinds or ds.SOPInstanceUID in self._standing:
             yield Made(kind, ds, None if header is None else str(header.SOPInstanceUID))
 
-    def _document(self, kind: str, build: Callable[[Sequence[Sent]], Dataset]) -> Iterator[Made]:
+    def _document(
+        self,
+        kind: str,
+        uid_of: Callable[[Sequence[Sent]], str],
+        build: Callable[[Sequence[Sent]], Dataset],
+    ) -> Iterator[Made]:
         """The document that stands, where it would say the same today; else its successor.
 
         A successor names all before it: whether the last one ever arrived is not known.
         """
         standing = [item for item in self._standing.values() if item.kind == kind]
         for item in standing:
-            ds = self._renew(build(self._before(item)))
-            if ds.SOPInstanceUID == item.sop_instance_uid:
-                yield Made(kind, ds)
+            before = self._before(item)
+            if self._renewed(uid_of(before)) == item.sop_instance_uid:
+                yield Made(kind, self._renew(build(before)))
                 return
         if kind in self._algorithm.reporting.kinds:
             before = [*standing, *(x for item in standing for x in self._before(item))]
-            ds = self._renew(build(before))
-            yield Made(kind, ds, None, tuple(item.sop_instance_uid for item in standing))
+            ended = tuple(item.sop_instance_uid for item in standing)
+            yield Made(kind, self._renew(build(before)), None, ended)
 
     def _before(self, document: Sent) -> list[Sent]:
         """The documents that it replaced, and those that they replaced."""
@@ -192,12 +200,15 @@ class Maker:
         return [*replaced, *(y for x in replaced for y in self._before(x))]
 
     def _renew(self, ds: Dataset) -> Dataset:
-        """What was withdrawn and holds again is a new object: a PACS hides the old one."""
-        ended = {item.sop_instance_uid for item in self._sent if item.replaced_by is not None}
-        while ds.SOPInstanceUID in ended:
-            ds.SOPInstanceUID = identity.make_uid("again", ds.SOPInstanceUID)
-            ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+        ds.SOPInstanceUID = self._renewed(ds.SOPInstanceUID)
+        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
         return ds
+
+    def _renewed(self, uid: str) -> str:
+        """What was withdrawn and holds again is a new object: a PACS hides the old one."""
+        while uid in self._ended:
+            uid = identity.make_uid("again", uid)
+        return uid
 
 
 def _stands(item: Sent) -> bool:

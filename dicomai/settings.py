@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from dicomai.errors import Misuse
+from dicomai.study import Kind
 
 PREFIX = "DICOMAI_"
 SHARED = "DICOMAI_SHARED"  # where the tests find real data; no setting
@@ -103,7 +104,7 @@ class Destination(_Section):
     ae_title: AETitle
     host: str
     port: Port
-    outputs: tuple[Literal["sc", "sr", "gsps", "seg", "kos", "not-analyzed"], ...] = ("sc", "sr")
+    outputs: tuple[Kind, ...] = ("sc", "sr")
     withdraw: Literal["key-object", "nothing"] = "key-object"
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 MANUFACTURER = "dicomai"
 
 # What a destination may ask for (destinations.outputs) ...
-KINDS = ("sc", "sr", "gsps", "seg", "kos", "not-analyzed")
+Kind = Literal["sc", "sr", "gsps", "seg", "kos", "not-analyzed"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 # ... and what it is sent when something of that does not hold any more.
 WITHDRAWAL = "withdrawal"
 

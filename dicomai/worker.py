@@ -125,9 +125,7 @@ class Worker:
         except LeaseLost as error:
             log.info("lease_lost", study=uid, reason=str(error))
         except (Retryable, OSError, SQLAlchemyError) as error:
-            # The disk or the database: the study is not to blame and waits.
-            log.error("put_off", study=uid, error=type(error).__name__, detail=first_line(error))
-            queue.release_study(self._database, claim, TROUBLE_SECONDS, first_line(error))
+            self._put_off(claim, error)
         except Exception as error:
             log.exception("failed", study=uid)
             words = str(error) if isinstance(error, DicomaiError) else type(error).__name__
@@ -142,10 +140,19 @@ class Worker:
                 seconds=round(time.monotonic() - started, 3),
             )
 
+    def _put_off(self, claim: Claim, error: Exception) -> None:
+        """The disk or the database: the study is not to blame and waits."""
+        words, uid = first_line(error), claim.study.study_instance_uid
+        log.error("put_off", study=uid, error=type(error).__name__, detail=words)
+        queue.release_study(self._database, claim, TROUBLE_SECONDS, words)
+
     def _fail(self, claim: Claim, reason: str) -> None:
         study = claim.study
         try:
             done = refuse(study, reason, self._scorer, self._context(claim))
+        except (OSError, SQLAlchemyError) as error:
+            self._put_off(claim, error)
+            return
         except Exception:  # what failed the study may fail this, too
             log.exception("not_reported", study=study.study_instance_uid)
             done = Analysis(study, self._scorer.algorithm.model, (), (), (), ())

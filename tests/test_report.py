@@ -477,7 +477,7 @@ def test_a_study_that_fails_withdraws_nothing(everything: Scorer, tmp_path: Path
 def test_what_was_withdrawn_and_holds_again_is_a_new_object(
     positive: Scorer, tmp_path: Path
 ) -> None:
-    good, other = two_of_one_study()
+    good = make.chest_radiograph()
     first = run(positive, tmp_path / "1", good)
     withdrawn = tuple(sent(r, "1.2.3") for r in first.results if r.kind == "sc")
     (report,) = (sent(r) for r in first.results if r.kind == "sr")
@@ -488,7 +488,6 @@ def test_what_was_withdrawn_and_holds_again_is_a_new_object(
     assert [r.sop_instance_uid for r in third.results] == [
         r.sop_instance_uid for r in again.results
     ]
-    assert other.StudyInstanceUID == good.StudyInstanceUID
 
 
 def test_an_analysis_that_says_the_same_again_replaces_nothing(
@@ -745,9 +744,7 @@ def test_whatever_a_header_holds_the_image_gets_its_results(
 # Who made it
 
 
-def test_the_scanner_is_named_only_as_acquisition_equipment(
-    everything: Scorer, tmp_path: Path
-) -> None:
+def test_the_scanner_is_not_named(everything: Scorer, tmp_path: Path) -> None:
     source = make.chest_radiograph(
         Manufacturer="SCANNER-MAKER",
         ManufacturerModelName="SCANNER-MODEL",
@@ -765,8 +762,6 @@ def test_the_scanner_is_named_only_as_acquisition_equipment(
             for item in ds.ContributingEquipmentSequence
         }
         assert contributed["Processing Equipment"].Manufacturer == "dicomai"
-        contributed.pop("Acquisition Equipment", None)
-        ds.ContributingEquipmentSequence = list(contributed.values())
         assert b"SCANNER-" not in encoded(ds).getvalue()
         assert b"1.2.3.4444" not in encoded(ds).getvalue()
 

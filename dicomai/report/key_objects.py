@@ -7,15 +7,13 @@ from highdicom.ko import KeyObjectSelection, KeyObjectSelectionDocument
 from highdicom.sr import (
     CodeContentItem,
     CodedConcept,
-    DeviceObserverIdentifyingAttributes,
-    ObserverContext,
     RelationshipTypeValues,
 )
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomai.report import identity, origin
-from dicomai.report.sr import DEVICE, refer_to_request
+from dicomai.report.sr import observer, refer_to_request
 from dicomai.study import MANUFACTURER, WITHDRAWAL, Algorithm, Finding, Sent
 
 SERIES_NUMBER = 9905
@@ -120,19 +118,13 @@ def _document(
     # Patient and study come from the first of the evidence.
     ref = origin.for_highdicom(source)
     evidence = [ref, *objects]
-    observer = ObserverContext(
-        DEVICE,
-        DeviceObserverIdentifyingAttributes(
-            uid=identity.device_uid(algorithm.model),
-            name="dicomai",
-            manufacturer_name=MANUFACTURER,
-            model_name=f"{algorithm.model.name} {algorithm.model.version}",
-        ),
-    )
     ds = KeyObjectSelectionDocument(
         evidence=evidence,
         content=KeyObjectSelection(
-            title, objects, observer_device_context=observer, description=description
+            title,
+            objects,
+            observer_device_context=observer(algorithm.model),
+            description=description,
         ),
         series_instance_uid=identity.series_uid(source.StudyInstanceUID, kind, algorithm),
         series_number=SERIES_NUMBER,

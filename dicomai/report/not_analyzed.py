@@ -1,5 +1,6 @@
 """A report of what was not analyzed, and why: silence must not be taken for "normal"."""
 
+import copy
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -36,6 +37,25 @@ DESCRIPTION = CodedConcept("121065", "DCM", "Procedure Description")
 SOURCE = CodedConcept("260753009", "SCT", "Source")
 
 
+def document_uid(
+    source: Dataset,
+    exclusions: Sequence[Exclusion],
+    outcome: CodedConcept,
+    algorithm: Algorithm,
+    moment: datetime,
+    predecessors: Sequence[Sent],
+) -> str:
+    """The SOP Instance UID of not_analyzed() of the same."""
+    about = [
+        f"{x.instance.sop_instance_uid}:{x.instance.digest}:{x.code}:{x.reason}" for x in exclusions
+    ]
+    before = [f"after {item.sop_instance_uid}" for item in predecessors]
+    occasion = identity.occasion(source, moment)
+    return identity.object_uid(
+        "not-analyzed", [*about, *before, outcome.value, *occasion], algorithm
+    )
+
+
 def not_analyzed(
     source: Dataset,
     exclusions: Sequence[Exclusion],
@@ -48,21 +68,12 @@ def not_analyzed(
 
     source: a header of the study; outcome: NONE_ANALYZED, SOME_POSITIVE or SOME_NEGATIVE
     """
-    evidence = [stand_in(source, exclusion) for exclusion in exclusions]
-    about = [
-        f"{x.instance.sop_instance_uid}:{x.instance.digest}:{x.code}:{x.reason}" for x in exclusions
-    ]
-    before = [f"after {item.sop_instance_uid}" for item in predecessors]
     ds = EnhancedSR(
-        evidence=evidence,
+        evidence=_stand_ins(source, exclusions),
         content=_content(exclusions, outcome, algorithm),
         series_instance_uid=identity.series_uid(source.StudyInstanceUID, "not-analyzed", algorithm),
         series_number=SERIES_NUMBER,
-        sop_instance_uid=identity.object_uid(
-            "not-analyzed",
-            [*about, *before, outcome.value, *identity.occasion(source, moment)],
-            algorithm,
-        ),
+        sop_instance_uid=document_uid(source, exclusions, outcome, algorithm, moment, predecessors),
         instance_number=1,
         manufacturer=MANUFACTURER,
         is_complete=True,
@@ -85,12 +96,16 @@ def not_analyzed(
     return ds
 
 
-def stand_in(source: Dataset, exclusion: Exclusion) -> Dataset:
-    """What highdicom needs to know of an image that may be unreadable itself."""
-    ds = origin.for_highdicom(source)
-    ds.SOPInstanceUID = exclusion.instance.sop_instance_uid
-    ds.SeriesInstanceUID = exclusion.instance.series_instance_uid
-    return ds
+def _stand_ins(source: Dataset, exclusions: Sequence[Exclusion]) -> list[Dataset]:
+    """What highdicom needs to know of images that may be unreadable themselves."""
+    known = origin.for_highdicom(source)
+    found = []
+    for exclusion in exclusions:
+        ds = copy.deepcopy(known)  # pydicom's copy shares its elements
+        ds.SOPInstanceUID = exclusion.instance.sop_instance_uid
+        ds.SeriesInstanceUID = exclusion.instance.series_instance_uid
+        found.append(ds)
+    return found
 
 
 def _content(

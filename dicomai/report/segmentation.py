@@ -1,7 +1,7 @@
 """Fractional Segmentation of the class maps (PS3.3 A.51).
 
 Written here rather than by highdicom, which needs the geometry or the functional groups of the
-image; one that names the frame that each of its frames is derived from needs neither (A.51.5).
+image; one that names the frame that each of its frames is derived from needs neither.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from dicomai.report.sr import ARTIFICIAL_INTELLIGENCE
 from dicomai.study import Algorithm, Finding, Float32, Label, UInt8
 
 SERIES_NUMBER = 9904
-# A segmentation has Image Laterality alone (PS3.3 A.51.3).
+# A segmentation has Image Laterality alone, and an orientation only without geometry.
 OF_THE_IMAGE = tuple(
     keyword
     for keyword in identity.OF_THE_IMAGE

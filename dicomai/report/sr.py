@@ -46,6 +46,7 @@ PERCENT = CodedConcept("%", "UCUM", "Percent")
 ARTIFICIAL_INTELLIGENCE = CodedConcept("123110", "DCM", "Artificial Intelligence")
 IMAGING_PROCEDURE = CodedConcept("363679005", "SCT", "Imaging procedure")
 COMMENT = CodedConcept("121106", "DCM", "Comment")
+ACQUISITION = {code.value for code in codes.cid29.concepts.values()}
 DEVICE = CodedConcept("121007", "DCM", "Device")
 
 
@@ -74,7 +75,7 @@ def report(
     refs = {uid: origin.for_highdicom(source) for uid, source in sources.items()}
     groups = [_group(item, number, refs, algorithm) for number, item in enumerate(findings, 1)]
     content = MeasurementReport(
-        observation_context=observer(algorithm.model),
+        observation_context=ObservationContext(observer_device_context=observer(algorithm.model)),
         procedure_reported=IMAGING_PROCEDURE,
         imaging_measurements=groups,
         referenced_images=[ref for ref in refs.values() if _is_acquired(ref)] or None,
@@ -101,17 +102,16 @@ def report(
     return ds
 
 
-def observer(model: Model) -> ObservationContext:
-    return ObservationContext(
-        observer_device_context=ObserverContext(
-            observer_type=DEVICE,
-            observer_identifying_attributes=DeviceObserverIdentifyingAttributes(
-                uid=identity.device_uid(model),
-                name="dicomai",
-                manufacturer_name=MANUFACTURER,
-                model_name=f"{model.name} {model.version}",
-            ),
-        )
+def observer(model: Model) -> ObserverContext:
+    """Who says it: this device (PS3.16 TID 1004)."""
+    return ObserverContext(
+        observer_type=DEVICE,
+        observer_identifying_attributes=DeviceObserverIdentifyingAttributes(
+            uid=identity.device_uid(model),
+            name="dicomai",
+            manufacturer_name=MANUFACTURER,
+            model_name=f"{model.name} {model.version}",
+        ),
     )
 
 
@@ -191,8 +191,8 @@ def _most_suspicious_place(finding: Finding, ref: Dataset) -> CoordinatesForMeas
 
 def _is_acquired(ref: Dataset) -> bool:
     """Whether the image library has a modality for it (CID 29); "other" is none."""
-    modality = ImageLibraryEntryDescriptors(ref)[0].value.value
-    return modality in {code.value for code in codes.cid29.concepts.values()}
+    modality: str = ImageLibraryEntryDescriptors(ref)[0].value.value
+    return modality in ACQUISITION
 
 
 def _parameters(finding: Finding, algorithm: Algorithm) -> list[str]:
