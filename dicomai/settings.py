@@ -1,5 +1,6 @@
 """Settings: one TOML file, frozen sections, overrides from the environment."""
 
+import ipaddress
 import os
 import re
 import tomllib
@@ -31,7 +32,17 @@ def _ae_title(value: str) -> str:
     return value.strip()
 
 
+def _network(value: str) -> str:
+    try:
+        return str(ipaddress.ip_network(value, strict=False))
+    except ValueError:
+        raise ValueError(
+            f"'{value}' is neither an address nor a network like 10.1.0.0/16"
+        ) from None
+
+
 AETitle = Annotated[str, AfterValidator(_ae_title)]
+Network = Annotated[str, AfterValidator(_network)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(ge=0)]
 
@@ -53,9 +64,24 @@ class Receive(_Section):
     host: str = "0.0.0.0"  # a PACS is another machine
     port: Port = 11112
     calling_ae_titles: tuple[AETitle, ...] = ()
+    addresses: tuple[Network, ...] = ()
     max_associations: int = Field(default=20, ge=1)
+    idle_seconds: float = Field(default=60.0, gt=0)
+    max_megabytes: int = Field(default=2048, ge=1)
+    min_free_megabytes: int = Field(default=1024, ge=0)
     quiet_seconds: Seconds = 10.0
     release_quiet_seconds: Seconds = 2.0
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_ca: Path | None = None
+
+    @model_validator(mode="after")
+    def _certificate_has_its_key(self) -> "Receive":
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together: set both or neither")
+        if self.tls_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_ca needs tls_certificate and tls_key")
+        return self
 
 
 class Prepare(_Section):
@@ -106,12 +132,41 @@ class Destination(_Section):
     port: Port
     outputs: tuple[Kind, ...] = ("sc", "sr")
     withdraw: Literal["key-object", "nothing"] = "key-object"
+    associations: int = Field(default=1, ge=1, le=16)
+    commit: bool = False
+    tls_ca: Path | None = None
+    tls_name: str | None = None
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+
+    @model_validator(mode="after")
+    def _certificate_has_its_key(self) -> "Destination":
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together: set both or neither")
+        if self.tls_ca is None and (self.tls_certificate or self.tls_name):
+            raise ValueError("tls_certificate and tls_name need tls_ca, which switches TLS on")
+        return self
+
+
+class Retention(_Section):
+    """What may be removed once it was sent; 0: nothing."""
+
+    days: int = Field(default=0, ge=0)
+    max_gigabytes: float = Field(default=0.0, ge=0)
+
+
+class Audit(_Section):
+    """Where audit events go beside the database."""
+
+    syslog: str = Field(default="", pattern=r"^(|/.+|(udp|tcp|tls)://[^/:]+:[0-9]+)$")
+    tls_ca: Path | None = None
 
 
 class Schedule(_Section):
     """What happens by the clock (cron: minute hour day month weekday)."""
 
     sweep: str = "*/10 * * * *"
+    retention: str = "30 1 * * *"
 
 
 class Settings(BaseSettings):
@@ -128,6 +183,8 @@ class Settings(BaseSettings):
     infer: Infer = Infer()
     report: Report = Report()
     deliver: Deliver = Deliver()
+    retention: Retention = Retention()
+    audit: Audit = Audit()
     schedule: Schedule = Schedule()
     destinations: tuple[Destination, ...] = ()
 

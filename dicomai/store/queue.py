@@ -19,6 +19,7 @@ from dicomai.store import states
 from dicomai.store.database import Database
 from dicomai.store.tables import (
     analysis,
+    audit,
     delivery,
     event,
     finding,
@@ -111,6 +112,12 @@ def record(
             detail=detail,
         )
     )
+
+
+def audit_event(database: Database, **values: Any) -> None:
+    """Write a row of the audit table, at the database's time."""
+    with database.write() as connection:
+        connection.execute(audit.insert().values(at=database.now(connection), **values))
 
 
 def arrive(

@@ -51,7 +51,17 @@ metadata = MetaData(
     }
 )
 
+# One row: which database this is, and what makes a patient's key of a Patient ID.
+site = Table(
+    "site",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("site_uid", String(36), nullable=False),
+    Column("patient_salt", String(64), nullable=False),
+)
+
 # due_at is quiet period, retry back-off and lease expiry in one; null: nothing is due.
+# node: the data folder that holds its files; null: received before there were nodes.
 study = Table(
     "study",
     metadata,
@@ -64,6 +74,7 @@ study = Table(
     Column("lease", String(36)),
     Column("reason", String(500)),
     Column("expected_instances", Integer),
+    Column("node", String(36)),
     Column("received_at", UtcDateTime, nullable=False),
     Column("last_received_at", UtcDateTime, nullable=False),
     Index(None, "due_at"),
@@ -72,15 +83,16 @@ study = Table(
 
 # analyzable: an image that may change what is said of the study; the others are only kept.
 # exclusion_code, exclusion_reason: why the last analysis left it out.
+# path: null once the file was removed (retention); patient: a keyed hash of the Patient ID.
 instance = Table(
     "instance",
     metadata,
-    Column("sop_instance_uid", UID, primary_key=True),
-    Column("study_instance_uid", UID, ForeignKey(study.c.study_instance_uid), nullable=False),
+    Column("study_instance_uid", UID, ForeignKey(study.c.study_instance_uid)),
+    Column("sop_instance_uid", UID),
     Column("series_instance_uid", UID, nullable=False),
     Column("sop_class_uid", UID, nullable=False),
     Column("transfer_syntax_uid", UID, nullable=False),
-    Column("path", String(300), nullable=False),
+    Column("path", String(300)),
     Column("digest", String(64), nullable=False),
     Column("size", Integer, nullable=False),
     Column("analyzable", Boolean, nullable=False),
@@ -88,7 +100,9 @@ instance = Table(
     Column("received_at", UtcDateTime, nullable=False),
     Column("exclusion_code", String(40)),
     Column("exclusion_reason", String(500)),
-    Index(None, "study_instance_uid"),
+    Column("patient", String(64)),
+    PrimaryKeyConstraint("study_instance_uid", "sop_instance_uid"),
+    Index(None, "patient"),
 )
 
 model = Table(
@@ -165,13 +179,24 @@ result = Table(
     Column("sop_class_uid", UID, nullable=False),
     Column("kind", String(16), nullable=False),
     Column("source_sop_instance_uid", UID),
-    Column("path", String(300), nullable=False),
+    Column("path", String(300)),
     Column("created_at", UtcDateTime, nullable=False),
     Column("replaced_by", UID),
     Index(None, "study_instance_uid"),
 )
 
+# due_at: until then nothing is sent to it, because it could not be reached, or had no room.
+destination = Table(
+    "destination",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("due_at", UtcDateTime, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("last_error", String(500)),
+)
+
 # tried: was sent at least once, so that the destination may hold it, whatever it answered.
+# transaction_uid: of the storage commitment that was asked for.
 delivery = Table(
     "delivery",
     metadata,
@@ -186,8 +211,10 @@ delivery = Table(
     Column("last_error", String(500)),
     Column("created_at", UtcDateTime, nullable=False),
     Column("delivered_at", UtcDateTime),
+    Column("transaction_uid", UID),
     UniqueConstraint("sop_instance_uid", "destination"),
     Index(None, "due_at"),
+    Index(None, "transaction_uid"),
 )
 
 task = Table(
@@ -217,4 +244,22 @@ event = Table(
     Column("to_state", String(16), nullable=False),
     Column("detail", String(500)),
     Index(None, "subject_id"),
+)
+
+# Audit events (PS3.15 A.5). code, type: of CID 400 and 401; outcome: 0 good, 4 minor, 8 serious.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("code", String(16), nullable=False),
+    Column("type", String(64)),
+    Column("action", String(1), nullable=False),
+    Column("outcome", Integer, nullable=False),
+    Column("who", String(64), nullable=False),
+    Column("address", String(64)),
+    Column("study_instance_uid", UID),
+    Column("count", Integer),
+    Column("detail", String(500)),
+    Index(None, "at"),
 )
