@@ -5,17 +5,21 @@ DicomaiError
 ├── Unready                 the surroundings are not as they must be (exit code 1)
 │   ├── DatabaseUnready
 │   ├── ModelDamaged
-│   └── PortInUse
+│   ├── PortInUse
+│   └── FolderNotOurs
 ├── Retryable               the same thing may work later
 │   ├── PeerUnreachable
-│   └── PeerBusy
+│   ├── PeerBusy
+│   └── HeldElsewhere
 ├── Rejected                the same thing will never work
 │   ├── UnsupportedPixels
 │   ├── NotAccepted
 │   ├── TooLarge
 │   ├── NotDicom
+│   ├── OutOfMemory
 │   └── PeerRefused
-└── LeaseLost               somebody else holds the work now
+├── LeaseLost               somebody else holds the work now
+└── Misbehaviour            a peer breaks the protocol or a limit: its connection ends
 """
 
 
@@ -47,6 +51,10 @@ class PortInUse(Unready):
     """Another program listens where this one should."""
 
 
+class FolderNotOurs(Unready):
+    """The data folder belongs to another database, or another daemon works in it."""
+
+
 class Retryable(DicomaiError):
     """Worth another attempt after a wait."""
 
@@ -57,6 +65,10 @@ class PeerUnreachable(Retryable):
 
 class PeerBusy(Retryable):
     """The peer answered that it is out of resources (status A7xx, PS3.4 B.2.3)."""
+
+
+class HeldElsewhere(Retryable):
+    """Another daemon on the same database has the study's files."""
 
 
 class Rejected(DicomaiError):
@@ -91,9 +103,27 @@ class NotDicom(Rejected):
     code = "not-dicom"
 
 
+class OutOfMemory(Rejected):
+    """The device has no memory even for one image."""
+
+    code = "out-of-memory"
+
+
 class PeerRefused(Rejected):
     """The peer will not take this object, now or later."""
 
 
 class LeaseLost(DicomaiError):
     """The work was given to another worker, or its study has changed."""
+
+
+class Misbehaviour(DicomaiError):
+    """What a peer does that ends its connection; code: the kind, for programs and for counting.
+
+    is_answered: the peer has been told already, by a rejection
+    """
+
+    def __init__(self, code: str, words: str, is_answered: bool = False) -> None:
+        super().__init__(words)
+        self.code = code
+        self.is_answered = is_answered

@@ -18,9 +18,10 @@ from pydicom.uid import (
 )
 from sqlalchemy import select
 
-from dicomai.store import queue
+from dicomai.store import outbox, queue
 from dicomai.store.database import Database
-from dicomai.store.queue import Arrival, Claim, Delivery, Outcome
+from dicomai.store.outbox import Delivery
+from dicomai.store.queue import Arrival, Claim, Outcome
 from dicomai.store.tables import delivery, event, metadata, result, study
 from dicomai.study import (
     WITHDRAWAL,
@@ -111,13 +112,16 @@ class Bench:
         return claimed
 
     def claim_deliveries(self, destination: str = "pacs", limit: int = 50) -> list[Delivery]:
-        """What is to be sent now."""
-        return queue.claim_deliveries(self.database, destination, DATA, LEASE, limit)
+        """What is to be sent now, each of it under way."""
+        items = outbox.claim_deliveries(self.database, destination, DATA, LEASE, limit)
+        for index in range(len(items)):
+            assert outbox.start_delivery(self.database, items[index:], LEASE)
+        return items
 
     def deliver(self, destination: str = "pacs") -> None:
         """All that waits for a destination is delivered."""
         for item in self.claim_deliveries(destination):
-            queue.finish_delivery(self.database, item, "delivered")
+            outbox.finish_delivery(self.database, item, "delivered")
 
     def study(self, uid: str = STUDY) -> Any:
         """A study's row."""

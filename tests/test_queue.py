@@ -21,7 +21,7 @@ from studies import (
 from studies import bench as make_bench
 
 from dicomai.errors import LeaseLost
-from dicomai.store import queries, queue
+from dicomai.store import outbox, queries, queue
 from dicomai.store.database import Database
 from dicomai.store.queue import CRASHES_IN_COMPANY, Outcome
 from dicomai.study import WITHDRAWAL
@@ -365,7 +365,7 @@ def test_a_new_revision_supersedes_what_has_not_been_sent(bench: Bench) -> None:
     }
     bench.clock.wait(LEASE)
     assert bench.claim_deliveries() == []
-    assert queries.due_destinations(bench.database) == set()
+    assert not queries.has_due(bench.database, "pacs")
 
 
 def test_what_is_unchanged_in_the_next_revision_is_sent_if_it_was_not_yet(bench: Bench) -> None:
@@ -438,8 +438,8 @@ def test_what_was_tried_once_may_be_held_whatever_happens_after_that(bench: Benc
     bench.arrive(1)
     bench.analyze()
     for item in bench.claim_deliveries():
-        queue.finish_delivery(bench.database, item, "pending", "no answer", 5.0)
-    queue.retry_deliveries(bench.database)
+        outbox.finish_delivery(bench.database, item, "pending", "no answer", 5.0)
+    outbox.retry_deliveries(bench.database)
     bench.arrive(2)
     assert set(bench.delivery_states().values()) == {"superseded"}
     assert {item.kind for item in queries.sent(bench.database, STUDY)} == {"sc", "sr"}
@@ -467,7 +467,7 @@ def test_a_withdrawal_outlives_the_next_revision(bench: Bench) -> None:
     assert states["sc 2", "pacs"] == "superseded"
     assert states["ko 2", "pacs"] == "pending"
     (item,) = bench.claim_deliveries()
-    queue.finish_delivery(bench.database, item, "pending", "busy", 5.0)
+    outbox.finish_delivery(bench.database, item, "pending", "busy", 5.0)
     assert bench.delivery_states()["ko 2", "pacs"] == "pending"
 
 
@@ -481,7 +481,7 @@ def test_what_a_sender_died_over_is_not_sent_after_its_withdrawal(bench: Bench) 
     bench.clock.wait(LEASE)
     assert "sc 1" not in {item.path.name for item in bench.claim_deliveries()}
     before = bench.everything()
-    queue.finish_delivery(bench.database, dead["sc 1"], "delivered")
+    outbox.finish_delivery(bench.database, dead["sc 1"], "delivered")
     assert bench.everything() == before
 
 
@@ -490,9 +490,9 @@ def test_a_failed_delivery_of_what_is_withdrawn_is_not_retried(bench: Bench) -> 
     bench.arrive(1)
     bench.analyze()
     for item in bench.claim_deliveries():
-        queue.finish_delivery(bench.database, item, "failed", "refused")
+        outbox.finish_delivery(bench.database, item, "failed", "refused")
     withdraw_first_overlay(bench)
-    queue.retry_deliveries(bench.database)
+    outbox.retry_deliveries(bench.database)
     assert bench.delivery_states()["sc 1", "pacs"] == "failed"
 
 
@@ -519,11 +519,12 @@ def test_deliveries_are_claimed_for_one_destination_oldest_first(bench: Bench) -
     for study in ("1.2", "1.1"):
         bench.arrive(study=study)
         bench.analyze()
-    assert queries.due_destinations(bench.database) == {"pacs", "other"}
+    assert all(queries.has_due(bench.database, name) for name in ("pacs", "other"))
     first, second = bench.claim_deliveries(limit=3), bench.claim_deliveries(limit=3)
     assert [item.study_instance_uid for item in first + second] == ["1.2", "1.2", "1.1", "1.1"]
     assert bench.claim_deliveries() == []
-    assert queries.due_destinations(bench.database) == {"other"}
+    assert queries.has_due(bench.database, "other")
+    assert not queries.has_due(bench.database, "pacs")
     assert len(bench.claim_deliveries("other")) == 2
 
 
@@ -558,12 +559,12 @@ def test_a_delivery_that_is_put_off_waits_with_its_reason(bench: Bench) -> None:
     bench.arrive()
     bench.analyze()
     for item in bench.claim_deliveries():
-        queue.finish_delivery(bench.database, item, "pending", "the peer is busy", 30)
+        outbox.finish_delivery(bench.database, item, "pending", "the peer is busy", 30)
     assert bench.deliveries()["sr 1", "pacs"].last_error == "the peer is busy"
     bench.clock.wait(29)
     assert bench.claim_deliveries() == []
     bench.clock.wait(1)
-    assert [item.attempts for item in bench.claim_deliveries()] == [2, 2]
+    assert [item.attempts for item in bench.claim_deliveries()] == [1, 1]
 
 
 def test_a_sender_that_dies_leaves_its_deliveries_due_again(bench: Bench) -> None:
@@ -573,7 +574,7 @@ def test_a_sender_that_dies_leaves_its_deliveries_due_again(bench: Bench) -> Non
     bench.clock.wait(LEASE)
     again = bench.claim_deliveries()
     assert [item.id for item in again] == [item.id for item in dead]
-    queue.finish_delivery(bench.database, dead[0], "failed", "late")
+    outbox.finish_delivery(bench.database, dead[0], "failed", "late")
     assert set(bench.delivery_states().values()) == {"sending"}
 
 
@@ -582,7 +583,7 @@ def test_a_renewed_delivery_is_not_claimed_again(bench: Bench) -> None:
     bench.analyze()
     held = bench.claim_deliveries()
     bench.clock.wait(LEASE - 1)
-    queue.renew_deliveries(bench.database, held, LEASE)
+    assert outbox.start_delivery(bench.database, held, LEASE)
     bench.clock.wait(LEASE - 1)
     assert bench.claim_deliveries() == []
 
@@ -590,8 +591,20 @@ def test_a_renewed_delivery_is_not_claimed_again(bench: Bench) -> None:
 def test_given_back_deliveries_are_not_counted_as_attempts(bench: Bench) -> None:
     bench.arrive()
     bench.analyze()
-    queue.release_deliveries(bench.database, bench.claim_deliveries())
-    assert [item.attempts for item in bench.claim_deliveries()] == [1, 1]
+    held = outbox.claim_deliveries(bench.database, "pacs", DATA, LEASE, 50)
+    outbox.release_deliveries(bench.database, held)
+    assert [item.attempts for item in bench.claim_deliveries()] == [0, 0]
+
+
+def test_only_what_was_sent_may_be_in_a_pacs(bench: Bench) -> None:
+    bench.arrive()
+    bench.analyze()
+    held = outbox.claim_deliveries(bench.database, "pacs", DATA, LEASE, 50)
+    assert queries.sent(bench.database, STUDY) == ()
+    assert outbox.start_delivery(bench.database, held, LEASE)
+    assert [item.sop_instance_uid for item in queries.sent(bench.database, STUDY)] == [
+        held[0].sop_instance_uid
+    ]
 
 
 def test_failed_and_waiting_deliveries_can_be_retried_now(bench: Bench) -> None:
@@ -599,11 +612,11 @@ def test_failed_and_waiting_deliveries_can_be_retried_now(bench: Bench) -> None:
     bench.arrive()
     bench.analyze()
     refused, waiting = bench.claim_deliveries()
-    queue.finish_delivery(bench.database, refused, "failed", "the peer refuses this object")
-    queue.finish_delivery(bench.database, waiting, "pending", "the peer is busy", 900)
+    outbox.finish_delivery(bench.database, refused, "failed", "the peer refuses this object")
+    outbox.finish_delivery(bench.database, waiting, "pending", "the peer is busy", 900)
     assert bench.claim_deliveries() == []
-    assert queue.retry_deliveries(bench.database, "pacs") == 2
-    assert [item.attempts for item in bench.claim_deliveries()] == [1, 1]
+    assert outbox.retry_deliveries(bench.database, "pacs") == 2
+    assert [item.attempts for item in bench.claim_deliveries()] == [0, 0]
 
 
 # Tasks

@@ -1,9 +1,6 @@
 """The Storage SCU against real SCPs, kind and unkind ones."""
 
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import make
@@ -19,59 +16,12 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
-from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
-from pynetdicom.association import Association
 from pynetdicom.events import Event
 from pynetdicom.sop_class import Verification
+from scp import STORAGE, Peer
 
 from dicomai.deliver import sender
 from dicomai.errors import NotDicom, PeerBusy, PeerRefused, PeerUnreachable
-
-STORAGE = [str(context.abstract_syntax) for context in AllStoragePresentationContexts]
-
-
-@dataclass
-class Peer:
-    """A Storage SCP: answer decides what it says to each C-STORE; received holds what it got."""
-
-    answer: Callable[[Event], int] = lambda event: 0x0000
-    classes: Sequence[str] = (Verification, *STORAGE)
-    received: dict[str, tuple[str, bytes]] = field(default_factory=dict)
-    port: int = 0
-
-    def store(self, event: Event) -> int:
-        """C-STORE: keep the bytes, answer."""
-        sent = event.encoded_dataset(include_meta=False)
-        uid = str(event.request.AffectedSOPInstanceUID)
-        self.received[uid] = (str(event.context.transfer_syntax), sent)
-        return self.answer(event)
-
-    @contextmanager
-    def listening(self) -> Iterator["Peer"]:
-        """As PACS on a free port."""
-        ae = AE("PACS")
-        ae.require_called_aet = True
-        for sop_class in self.classes:
-            ae.add_supported_context(sop_class, ALL_TRANSFER_SYNTAXES)
-        server = ae.start_server(
-            ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, self.store)]
-        )
-        self.port = server.server_address[1]
-        try:
-            yield self
-        finally:
-            server.shutdown()
-
-    @contextmanager
-    def association(
-        self, files: Sequence[Path], called: str = "PACS", timeout: float = 5
-    ) -> Iterator[Association]:
-        """An association of ours with it."""
-        contexts = sender.contexts_for(files)
-        with sender.association(
-            "127.0.0.1", self.port, called, "DICOMAI", contexts, timeout
-        ) as assoc:
-            yield assoc
 
 
 @pytest.fixture

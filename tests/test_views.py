@@ -8,7 +8,7 @@ from sqlalchemy import text
 from studies import STUDY, Bench
 from studies import bench as make_bench
 
-from dicomai.store import queue
+from dicomai.store import outbox
 from dicomai.store.database import Database
 
 POSITIVES_SQLITE = """
@@ -111,8 +111,8 @@ def test_what_is_waiting_and_why(bench: Bench) -> None:
     bench.arrive(study="1.1")
     bench.analyze()
     refused, busy = sorted(bench.claim_deliveries(), key=lambda item: item.path.name)
-    queue.finish_delivery(bench.database, refused, "delivered")
-    queue.finish_delivery(bench.database, busy, "pending", "the peer is busy", 30)
+    outbox.finish_delivery(bench.database, refused, "delivered")
+    outbox.finish_delivery(bench.database, busy, "pending", "the peer is busy", 30)
     bench.arrive(study="1.2")
     assert [(row[0], row[1], row[3]) for row in ask(bench, WAITING)] == [
         ("1.2", "analysis", None),
@@ -127,7 +127,7 @@ def test_what_was_not_done_and_why(bench: Bench) -> None:
     bench.arrive(study="1.3")
     bench.analyze()
     for item in bench.claim_deliveries():
-        queue.finish_delivery(bench.database, item, "failed", "status 0xC000")
+        outbox.finish_delivery(bench.database, item, "failed", "status 0xC000")
     assert ask(bench, NOT_DONE) == [
         ("1.1", "analysis", "skipped", "no image to analyze has arrived yet"),
         ("1.2", "analysis", "failed", "the analysis failed"),

@@ -2,20 +2,51 @@
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dicomai import logs, roles
+from dicomai import logs, node, roles
+from dicomai.audit import (
+    APPLICATION_START,
+    APPLICATION_STOP,
+    AuditCode,
+    AuditEvent,
+    open_auditor,
+    person,
+)
 from dicomai.cli.options import Config, load
 from dicomai.receive.listener import bind
 from dicomai.schedule import schedule as run_schedule
 from dicomai.schedule import triggers
+from dicomai.sending import deliver as run_deliver
 from dicomai.settings import Settings, shipped
-from dicomai.store.database import current_revision, open_database, require_current, upgrade
+from dicomai.store.database import Database, current_revision, open_database, upgrade
 from dicomai.supervise import supervise
 
 ROLES = ["listen", "infer", "deliver", "schedule"]
+
+
+@contextmanager
+def _audited(settings: Settings, role: str) -> Iterator[None]:
+    """Audit start and stop of a process (PS3.15 A.5.3); one that was killed has no stop."""
+    database = roles.connect(settings)
+    _note(settings, database, role, APPLICATION_START)
+    try:
+        yield
+    finally:
+        _note(settings, database, role, APPLICATION_STOP)
+
+
+def _note(settings: Settings, database: Database, role: str, kind: str) -> None:
+    auditor = open_auditor(settings, database)
+    auditor.note(AuditEvent(AuditCode.APPLICATION_ACTIVITY, "E", person(), kind, detail=role))
+    # Neither a thread nor a connection stays: children are forked after this.
+    auditor.close()
+    database.engine.dispose()
 
 
 def run(config: Config = None) -> None:
@@ -23,10 +54,15 @@ def run(config: Config = None) -> None:
     settings = load(config)
     logs.configure("run")
     triggers(settings)
+    with node.alone(settings.data_dir):
+        _run(settings, config)
+
+
+def _run(settings: Settings, config: Path | None) -> None:
     database = open_database(settings.database.url)
     if current_revision(database) is None:
         upgrade(database, shipped("migrations"))
-    require_current(database, shipped("migrations"))
+    database = roles.join(settings)
     model = roles.choose_model(settings, database)
     listening = bind(settings.receive.host, settings.receive.port)
     # The children inherit nothing that is connected.
@@ -38,7 +74,8 @@ def run(config: Config = None) -> None:
     typer.echo(f"scoring with {model.name} {model.version}")
     for line in _destinations(settings):
         typer.echo(line)
-    supervise(ROLES, config, listening, stop)
+    with _audited(settings, "run"):
+        supervise(ROLES, config, listening, stop)
     typer.echo("stopped")
 
 
@@ -62,25 +99,29 @@ def listen(
         listening = bind(settings.receive.host, settings.receive.port)
     else:
         listening = socket.socket(fileno=socket_fd)
-    roles.listen(settings, listening, roles.stop_on_signal())
+    with _audited(settings, "listen"):
+        roles.listen(settings, listening, roles.stop_on_signal())
 
 
 def infer(config: Config = None) -> None:
     """Analyze what has been received."""
     settings = load(config)
     logs.configure("infer")
-    roles.infer(settings, roles.stop_on_signal())
+    with _audited(settings, "infer"):
+        roles.infer(settings, roles.stop_on_signal())
 
 
 def deliver(config: Config = None) -> None:
     """Send results."""
     settings = load(config)
     logs.configure("deliver")
-    roles.deliver(settings, roles.stop_on_signal())
+    with _audited(settings, "deliver"):
+        run_deliver(settings, roles.stop_on_signal())
 
 
 def schedule(config: Config = None) -> None:
     """Do by the clock what is to be done by the clock."""
     settings = load(config)
     logs.configure("schedule")
-    run_schedule(settings, roles.stop_on_signal())
+    with _audited(settings, "schedule"):
+        run_schedule(settings, roles.stop_on_signal())

@@ -4,8 +4,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from dicomai.cli.options import Config, Format, FormatOption, database, show
-from dicomai.store import queries, queue
+from dicomai.cli.options import Config, Format, FormatOption, audited, database, load, show
+from dicomai.roles import connect
+from dicomai.store import outbox, queries
 
 app = typer.Typer(help="What was sent, and what waits and why.", no_args_is_help=True)
 
@@ -18,7 +19,7 @@ TABLE = [
     "next_attempt_at",
     "last_error",
 ]
-State = Literal["pending", "sending", "delivered", "failed", "superseded"]
+State = Literal["pending", "sending", "committing", "delivered", "failed", "superseded"]
 
 
 @app.command("list")
@@ -41,5 +42,8 @@ def retry(
     destination: Annotated[str | None, typer.Option(help="only to this destination")] = None,
 ) -> None:
     """Send what has failed or waits, now."""
-    count = queue.retry_deliveries(database(config), destination)
+    settings = load(config)
+    store = connect(settings)
+    with audited(settings, store, "delivery retry", detail=destination):
+        count = outbox.retry_deliveries(store, destination)
     typer.echo(f"{count} deliveries are due")

@@ -6,8 +6,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 import numpy as np
+import structlog
 
+from dicomai.errors import OutOfMemory
 from dicomai.study import Float32
+
+log = structlog.get_logger()
 
 Scored = tuple[Float32, Float32]
 _Item = tuple[Float32, "Future[Scored]"]
@@ -70,7 +74,7 @@ class Batcher:
 
     def _forward(self, batch: list[_Item]) -> None:
         try:
-            probabilities, maps = self._score(np.concatenate([images for images, _ in batch]))
+            probabilities, maps = self._halving(np.concatenate([images for images, _ in batch]))
         except Exception as error:  # noqa: BLE001 - belongs to the callers, who wait for it
             for _, future in batch:
                 future.set_exception(error)
@@ -80,3 +84,15 @@ class Batcher:
             end = start + len(images)
             future.set_result((probabilities[start:end], maps[start:end]))
             start = end
+
+    def _halving(self, images: Float32) -> Scored:
+        """Score a batch; where the device has no memory for it, in halves, down to one image."""
+        try:
+            return self._score(images)
+        except OutOfMemory as error:
+            if len(images) == 1:
+                raise
+            log.warning("batch_halved", images=len(images), reason=str(error))
+        middle = len(images) // 2
+        parts = [self._halving(half) for half in (images[:middle], images[middle:])]
+        return np.concatenate([p for p, _ in parts]), np.concatenate([m for _, m in parts])

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from dicomai.errors import ModelDamaged
+from dicomai.errors import ModelDamaged, OutOfMemory
 from dicomai.infer.network import build
 from dicomai.infer.package import verify
 from dicomai.study import Float32, Model
@@ -36,12 +36,32 @@ class Engine:
         self.network = network.eval().to(self.device).to(memory_format=torch.channels_last)
         self.biases: Float32 = network.head.bias.detach().float().cpu().numpy()
 
-    @torch.inference_mode()
     def score(self, images: Float32) -> tuple[Float32, Float32]:
-        """images: (N, C, size, size); returns probabilities (N, K) and class maps (N, K, h, w)."""
+        """images: (N, C, size, size); returns probabilities (N, K) and class maps (N, K, h, w).
+
+        Raises OutOfMemory.
+        """
+        try:
+            return self._score(images)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        # Only here, where the failed pass holds nothing any more.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        raise OutOfMemory(f"out of memory on {self.device.type} with {len(images)} images at once")
+
+    @torch.inference_mode()
+    def _score(self, images: Float32) -> tuple[Float32, Float32]:
         inputs = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
         logits, maps = self.network(inputs.contiguous(memory_format=torch.channels_last))
         activate = torch.sigmoid if self.activation == "sigmoid" else torch.softmax
         extra = () if self.activation == "sigmoid" else (1,)
         probabilities = activate(logits, *extra)
         return probabilities.cpu().numpy(), maps.cpu().numpy()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # On the processor torch raises a plain RuntimeError.
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or "DefaultCPUAllocator: can't allocate memory" in str(error)

@@ -27,7 +27,9 @@ WANTED: list[BaseTag | int] = [
         "SOPInstanceUID",
         "StudyInstanceUID",
         "SeriesInstanceUID",
+        "SpecificCharacterSet",
         "Manufacturer",
+        "PatientID",
         "NumberOfStudyRelatedInstances",
     )
 ]
@@ -43,6 +45,7 @@ class Header:
     series_instance_uid: str
     analyzable: bool
     expected_instances: int | None
+    patient_id: str
 
 
 def parse(dataset: bytes, syntax_uid: str) -> Header:
@@ -79,6 +82,7 @@ def _header(ds: Dataset) -> Header:
         series,
         analyzable=_is_image(uids[0]) and ds.get("Manufacturer") != MANUFACTURER,
         expected_instances=int(expected) if expected.isdigit() else None,
+        patient_id=str(ds.get("PatientID") or ""),
     )
 
 

@@ -20,11 +20,15 @@ BUSY_SECONDS = 30
 
 
 class Database:
-    """An engine with its transactions; clock replaces the database's own in tests."""
+    """An engine with its transactions; clock replaces the database's own in tests.
+
+    node: whose files the owner of this object has; None: a person at the command line
+    """
 
     def __init__(self, engine: Engine, clock: Callable[[], datetime] | None = None) -> None:
         self.engine = engine
         self.is_sqlite = engine.dialect.name == "sqlite"
+        self.node: str | None = None
         self._clock = clock
 
     @contextmanager
@@ -85,6 +89,8 @@ def _sqlite_engine(url: str, file: str | None) -> Engine:
         # What was acknowledged survives a power cut: the log is fsynced at each commit.
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
+        # What is purged is overwritten.
+        connection.execute("PRAGMA secure_delete=ON")
 
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Connection) -> None:

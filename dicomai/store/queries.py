@@ -9,20 +9,25 @@ import numpy as np
 from sqlalchemy import Boolean, Float, Integer, String, column, func, select, table
 
 from dicomai.store.database import Database
+from dicomai.store.queue import held_here
 from dicomai.store.tables import (
     UtcDateTime,
+    audit,
     delivery,
+    destination,
     event,
     instance,
     model,
     prediction,
     result,
+    site,
     study,
     task,
 )
 from dicomai.study import WITHDRAWAL, Instance, Score, Sent
 
 Row = dict[str, Any]
+OPEN = ("pending", "sending", "committing")  # deliveries that are not at an end
 
 v_finding = table(
     "v_finding",
@@ -181,7 +186,9 @@ def due_study_attempts(database: Database) -> int | None:
     with database.read() as connection:
         now = database.now(connection)
         due = select(func.max(study.c.attempts)).where(
-            study.c.state.in_(("receiving", "analyzing")), study.c.due_at <= now
+            study.c.state.in_(("receiving", "analyzing")),
+            study.c.due_at <= now,
+            *held_here(database),
         )
         attempts: int | None = connection.execute(due).scalar_one()
     return attempts
@@ -195,16 +202,27 @@ def task_is_due(database: Database) -> bool:
         return connection.execute(due.limit(1)).first() is not None
 
 
-def due_destinations(database: Database) -> set[str]:
-    """Destinations that have something to be sent now."""
+def has_due(database: Database, name: str) -> bool:
+    """Whether something could be sent to a destination now, or asked of it."""
     with database.read() as connection:
         now = database.now(connection)
-        due = (
-            select(delivery.c.destination)
-            .where(delivery.c.state.in_(("pending", "sending")), delivery.c.due_at <= now)
-            .distinct()
+        away = select(destination.c.name).where(
+            destination.c.name == name, destination.c.due_at > now
         )
-        return set(connection.execute(due).scalars())
+        due = (
+            select(delivery.c.id)
+            .join(result, result.c.sop_instance_uid == delivery.c.sop_instance_uid)
+            .join(study, study.c.study_instance_uid == result.c.study_instance_uid)
+            .where(
+                delivery.c.destination == name,
+                delivery.c.state.in_(OPEN),
+                delivery.c.due_at <= now,
+                ~away.exists(),
+                *held_here(database),
+            )
+            .limit(1)
+        )
+        return connection.execute(due).first() is not None
 
 
 def is_idle(database: Database) -> bool:
@@ -216,9 +234,7 @@ def is_idle(database: Database) -> bool:
             .where(study.c.state.in_(("receiving", "analyzing")))
         ).scalar_one()
         unsent = connection.execute(
-            select(func.count())
-            .select_from(delivery)
-            .where(delivery.c.state.in_(("pending", "sending")))
+            select(func.count()).select_from(delivery).where(delivery.c.state.in_(OPEN))
         ).scalar_one()
         return not busy and not unsent
 
@@ -254,12 +270,17 @@ def scores(
 def sent(database: Database, study_instance_uid: str) -> tuple[Sent, ...]:
     """The results that a PACS may hold, oldest first.
 
-    One that was replaced by a result which never went out has not been replaced.
+    What was removed from here (retention) is history: nothing replaces or withdraws it. One
+    that was replaced by a result which never went out has not been replaced.
     """
     statement = (
         select(result, delivery.c.destination)
         .join(delivery, delivery.c.sop_instance_uid == result.c.sop_instance_uid)
-        .where(result.c.study_instance_uid == study_instance_uid, delivery.c.tried)
+        .where(
+            result.c.study_instance_uid == study_instance_uid,
+            delivery.c.tried,
+            result.c.path.is_not(None),
+        )
         .order_by(result.c.created_at, result.c.sop_instance_uid)
     )
     withdrawals = select(result.c.sop_instance_uid).where(
@@ -281,6 +302,12 @@ def sent(database: Database, study_instance_uid: str) -> tuple[Sent, ...]:
             frozenset({*before, row.destination}),
         )
     return tuple(found.values())
+
+
+def site_uid(database: Database) -> str:
+    """Which database this is."""
+    with database.read() as connection:
+        return str(connection.execute(select(site.c.site_uid)).scalar_one())
 
 
 def models(database: Database) -> list[Row]:
@@ -307,3 +334,29 @@ def known_paths(database: Database, relative: Sequence[str]) -> set[str]:
             connection.execute(select(result.c.path).where(result.c.path.in_(relative))).scalars()
         )
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFilter:
+    """Which audit events to list; None: no bound."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+    code: str | None = None
+    who: str | None = None
+    study_instance_uid: str | None = None
+
+
+def audit_events(database: Database, wanted: AuditFilter, limit: int | None = None) -> list[Row]:
+    """Audit events, the newest first."""
+    columns = audit.c
+    bounds: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
+        (wanted.since, lambda value: columns.at >= value),
+        (wanted.until, lambda value: columns.at < value),
+        (wanted.code, lambda value: columns.code == value),
+        (wanted.who, lambda value: columns.who == value),
+        (wanted.study_instance_uid, lambda value: columns.study_instance_uid == value),
+    )
+    chosen = [bound(value) for value, bound in bounds if value is not None]
+    order = (columns.at.desc(), columns.id.desc())
+    return _rows(database, select(audit).where(*chosen).order_by(*order).limit(limit))

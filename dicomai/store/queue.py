@@ -1,10 +1,12 @@
-"""Everything that writes state: arrive, claim, complete, release, and the same for deliveries.
+"""What writes the state of studies, models and tasks: arrive, claim, complete, release.
 
 Each function is one short transaction. A row that is due is claimed by writing a lease into it and
 moving its due_at to when the lease expires; a worker that dies leaves a row that becomes due again.
 """
 
 import enum
+import hashlib
+import hmac
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,21 +14,23 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, select, update
+from sqlalchemy import ColumnElement, Connection, func, or_, select, update
 
-from dicomai.errors import LeaseLost
+from dicomai.errors import HeldElsewhere, LeaseLost
 from dicomai.store import states
 from dicomai.store.database import Database
 from dicomai.store.tables import (
     analysis,
     audit,
     delivery,
+    destination,
     event,
     finding,
     instance,
     model,
     prediction,
     result,
+    site,
     study,
     task,
 )
@@ -36,6 +40,10 @@ from dicomai.study import WITHDRAWAL, Analysis, Instance, Result, Study
 # one bad study cannot fail its neighbours.
 CRASHES_IN_COMPANY = 2
 NOTHING_YET = "no image to analyze has arrived yet"
+TWO_PATIENTS = (
+    "images of two patients under one Study Instance UID: correct it in the PACS and send it "
+    "again, or remove one of them with 'dicomai purge'"
+)
 
 
 class Outcome(enum.Enum):
@@ -49,7 +57,10 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One instance on disk; expected_instances: how many the sender says the study has."""
+    """One instance on disk; expected_instances: how many the sender says the study has.
+
+    patient_id: kept as a keyed hash only
+    """
 
     instance: Instance
     study_instance_uid: str
@@ -57,6 +68,7 @@ class Arrival:
     analyzable: bool
     calling_ae_title: str
     expected_instances: int | None = None
+    patient_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +79,6 @@ class Claim:
     lease: str
     attempts: int
     hopeless: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """One object for one destination, ours until the lease runs out."""
-
-    id: int
-    sop_instance_uid: str
-    sop_class_uid: str
-    study_instance_uid: str
-    path: Path
-    attempts: int
-    lease: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,16 +127,23 @@ def arrive(
     Returns the path of a file that this one replaced, to be removed.
     An instance with equal digest changes nothing. Own results that a PACS sends back, and what
     holds no image, are kept and never make a study due (they would make an endless loop).
+    Raises HeldElsewhere where the study's files lie in another daemon's folder.
     """
     new = arrival.instance
     with database.write() as connection:
         now = database.now(connection)
         known = _lock_study(connection, database, arrival.study_instance_uid, now)
-        old = connection.execute(
-            select(instance).where(instance.c.sop_instance_uid == new.sop_instance_uid)
-        ).first()
-        if old is not None and old.digest == new.digest:
+        old = connection.execute(select(instance).where(*_same(arrival))).first()
+        if old is not None and old.digest == new.digest and old.path is not None:
             return Outcome.DUPLICATE, None
+        if database.node not in {None, known.node}:
+            raise HeldElsewhere(
+                "another daemon on this database holds this study: send it there, or ask it to"
+            )
+        path = str(new.path.relative_to(data_dir))
+        if old is not None and old.digest == new.digest:  # its file had been removed
+            connection.execute(update(instance).where(*_same(arrival)).values(path=path))
+            return Outcome.KEPT, None
         own = connection.execute(
             select(result.c.kind).where(result.c.sop_instance_uid == new.sop_instance_uid)
         ).first()
@@ -147,7 +153,7 @@ def arrive(
             "series_instance_uid": new.series_instance_uid,
             "sop_class_uid": new.sop_class_uid,
             "transfer_syntax_uid": new.transfer_syntax_uid,
-            "path": str(new.path.relative_to(data_dir)),
+            "path": path,
             "digest": new.digest,
             "size": arrival.size,
             "analyzable": analyzable,
@@ -155,23 +161,37 @@ def arrive(
             "received_at": now,
             "exclusion_code": None,
             "exclusion_reason": None,
+            "patient": patient_key(connection, arrival.patient_id),
         }
         if old is None:
             connection.execute(
                 instance.insert().values(sop_instance_uid=new.sop_instance_uid, **values)
             )
         else:
-            connection.execute(
-                update(instance)
-                .where(instance.c.sop_instance_uid == new.sop_instance_uid)
-                .values(**values)
-            )
+            connection.execute(update(instance).where(*_same(arrival)).values(**values))
         if analyzable:
             _receive(connection, now, known, arrival, quiet_seconds)
-        replaced = data_dir / old.path if old is not None and old.path != values["path"] else None
+        before = old.path if old is not None else None
+        replaced = data_dir / before if before not in {None, path} else None
     if old is not None:
         return Outcome.REPLACED, replaced
     return (Outcome.NEW if analyzable else Outcome.KEPT), None
+
+
+def _same(arrival: Arrival) -> tuple[ColumnElement[bool], ...]:
+    # By study and UID: an image that a PACS has copied into another study is there, too.
+    return (
+        instance.c.study_instance_uid == arrival.study_instance_uid,
+        instance.c.sop_instance_uid == arrival.instance.sop_instance_uid,
+    )
+
+
+def patient_key(connection: Connection, patient_id: str) -> str | None:
+    """What a Patient ID is known by here: HMAC-SHA256 with this database's salt; None for none."""
+    if not patient_id.strip():
+        return None
+    salt: str = connection.execute(select(site.c.patient_salt)).scalar_one()
+    return hmac.new(salt.encode(), patient_id.strip().encode(), hashlib.sha256).hexdigest()
 
 
 def _lock_study(connection: Connection, database: Database, uid: str, now: datetime) -> Any:
@@ -184,6 +204,7 @@ def _lock_study(connection: Connection, database: Database, uid: str, now: datet
             revision=0,
             attempts=0,
             reason=NOTHING_YET,
+            node=database.node,
             received_at=now,
             last_received_at=now,
         )
@@ -192,9 +213,12 @@ def _lock_study(connection: Connection, database: Database, uid: str, now: datet
     ).first()
     if made is not None:
         record(connection, now, "study", uid, None, "skipped", NOTHING_YET)
-    return connection.execute(
-        select(study).where(study.c.study_instance_uid == uid).with_for_update()
-    ).one()
+    chosen = study.c.study_instance_uid == uid
+    if database.node is not None:  # the first that has to do with it, or received before nodes
+        connection.execute(
+            update(study).where(chosen, study.c.node.is_(None)).values(node=database.node)
+        )
+    return connection.execute(select(study).where(chosen).with_for_update()).one()
 
 
 def _receive(
@@ -220,12 +244,19 @@ def _receive(
     connection.execute(update(study).where(study.c.study_instance_uid == uid).values(**values))
 
 
-def _analyzable(connection: Connection, uid: str) -> int:
+def _analyzable(connection: Connection, uid: str, *more: ColumnElement[bool]) -> int:
     return connection.execute(
         select(func.count())
         .select_from(instance)
-        .where(instance.c.study_instance_uid == uid, instance.c.analyzable)
+        .where(instance.c.study_instance_uid == uid, instance.c.analyzable, *more)
     ).scalar_one()
+
+
+def held_here(database: Database) -> list[ColumnElement[bool]]:
+    """Only studies whose files lie in this daemon's own folder."""
+    if database.node is None:
+        return []
+    return [or_(study.c.node.is_(None), study.c.node == database.node)]
 
 
 def _supersede(connection: Connection, now: datetime, study_instance_uid: str) -> None:
@@ -275,7 +306,8 @@ def claim_study(
 
     alone: take one that crashed its worker before; the caller has nothing else in hand.
     One that has crashed max_attempts times while alone is hopeless; one that crashes even the
-    attempt to say so is failed here.
+    attempt to say so is failed here, and so is one of two patients, of which nobody could say
+    whose its results would be.
     """
     suspect = study.c.attempts >= CRASHES_IN_COMPANY
     with database.write() as connection:
@@ -286,6 +318,7 @@ def claim_study(
                 study.c.state.in_(("receiving", "analyzing")),
                 study.c.due_at <= now,
                 suspect if alone else ~suspect,
+                *held_here(database),
             )
             .order_by(study.c.due_at)
             .limit(1)
@@ -298,6 +331,9 @@ def claim_study(
         reason = f"the worker died {row.attempts} times while analyzing this study"
         if row.attempts > limit:
             _close(connection, now, uid, row.state, "failed", reason)
+            return None
+        if _patients(connection, uid) > 1:
+            _close(connection, now, uid, row.state, "failed", TWO_PATIENTS)
             return None
         lease = str(uuid.uuid4())
         connection.execute(
@@ -313,7 +349,11 @@ def claim_study(
         record(connection, now, "study", uid, row.state, "analyzing", f"attempt {row.attempts + 1}")
         instances = connection.execute(
             select(instance)
-            .where(instance.c.study_instance_uid == uid, instance.c.analyzable)
+            .where(
+                instance.c.study_instance_uid == uid,
+                instance.c.analyzable,
+                instance.c.path.is_not(None),
+            )
             .order_by(instance.c.series_instance_uid, instance.c.sop_instance_uid)
         ).all()
     members = tuple(
@@ -331,6 +371,14 @@ def claim_study(
     return Claim(
         Study(uid, row.revision, row.last_received_at, members), lease, row.attempts + 1, hopeless
     )
+
+
+def _patients(connection: Connection, uid: str) -> int:
+    return connection.execute(
+        select(func.count(instance.c.patient.distinct())).where(
+            instance.c.study_instance_uid == uid, instance.c.analyzable
+        )
+    ).scalar_one()
 
 
 def _close(
@@ -447,7 +495,10 @@ def _write_exclusions(connection: Connection, uid: str, done: Analysis) -> None:
     for exclusion in done.exclusions:
         connection.execute(
             update(instance)
-            .where(instance.c.sop_instance_uid == exclusion.instance.sop_instance_uid)
+            .where(
+                instance.c.study_instance_uid == uid,
+                instance.c.sop_instance_uid == exclusion.instance.sop_instance_uid,
+            )
             .values(exclusion_code=exclusion.code, exclusion_reason=exclusion.reason[:500])
         )
 
@@ -506,6 +557,7 @@ def _write_results(
 ) -> None:
     # A document that names its predecessor has the last word on what replaced that.
     for item in sorted(done.results, key=lambda item: item.kind != WITHDRAWAL):
+        path = str(item.path.relative_to(data_dir))
         connection.execute(
             database.insert(result)
             .values(
@@ -516,10 +568,11 @@ def _write_results(
                 sop_class_uid=item.sop_class_uid,
                 kind=item.kind,
                 source_sop_instance_uid=item.source_sop_instance_uid,
-                path=str(item.path.relative_to(data_dir)),
+                path=path,
                 created_at=now,
             )
-            .on_conflict_do_nothing()
+            # Made again after its file had been removed.
+            .on_conflict_do_update(index_elements=["sop_instance_uid"], set_={"path": path})
         )
         if item.replaces:
             _replace(connection, now, item)
@@ -544,14 +597,14 @@ def _write_deliveries(
     outputs: Mapping[str, Collection[str]],
 ) -> None:
     for item in done.results:
-        for destination, kinds in outputs.items():
-            if item.kind not in kinds or item.destination not in {None, destination}:
+        for name, kinds in outputs.items():
+            if item.kind not in kinds or item.destination not in {None, name}:
                 continue
             made = connection.execute(
                 database.insert(delivery)
                 .values(
                     sop_instance_uid=item.sop_instance_uid,
-                    destination=destination,
+                    destination=name,
                     state="pending",
                     due_at=now,
                     attempts=0,
@@ -570,7 +623,7 @@ def _write_deliveries(
                 update(delivery)
                 .where(
                     delivery.c.sop_instance_uid == item.sop_instance_uid,
-                    delivery.c.destination == destination,
+                    delivery.c.destination == name,
                     delivery.c.state == "superseded",
                 )
                 .values(state="pending", due_at=now, attempts=0)
@@ -611,6 +664,8 @@ def retry_study(database: Database, study_instance_uid: str) -> bool:
         ).first()
         if row is None or row.state in {"receiving", "analyzing"} or row.revision == 0:
             return False
+        if not _analyzable(connection, study_instance_uid, instance.c.path.is_not(None)):
+            return False
         record(connection, now, "study", study_instance_uid, row.state, "receiving", "retried")
         connection.execute(
             update(study)
@@ -621,154 +676,6 @@ def retry_study(database: Database, study_instance_uid: str) -> bool:
         )
         _supersede(connection, now, study_instance_uid)
         return True
-
-
-def claim_deliveries(
-    database: Database, destination: str, data_dir: Path, lease_seconds: float, limit: int
-) -> list[Delivery]:
-    """Take up to limit objects that are due for a destination, oldest first."""
-    with database.write() as connection:
-        now = database.now(connection)
-        due = connection.execute(
-            select(
-                delivery,
-                result.c.sop_class_uid,
-                result.c.study_instance_uid,
-                result.c.path,
-            )
-            .join(result, result.c.sop_instance_uid == delivery.c.sop_instance_uid)
-            .where(
-                delivery.c.destination == destination,
-                delivery.c.state.in_(("pending", "sending")),
-                delivery.c.due_at <= now,
-            )
-            .order_by(delivery.c.due_at, delivery.c.id)
-            .limit(limit)
-            .with_for_update(skip_locked=True, of=delivery)
-        ).all()
-        lease = str(uuid.uuid4())
-        for row in due:
-            connection.execute(
-                update(delivery)
-                .where(delivery.c.id == row.id)
-                .values(
-                    state="sending",
-                    tried=True,
-                    lease=lease,
-                    attempts=row.attempts + 1,
-                    due_at=now + timedelta(seconds=lease_seconds),
-                )
-            )
-            record(connection, now, "delivery", str(row.id), row.state, "sending")
-    return [
-        Delivery(
-            row.id,
-            row.sop_instance_uid,
-            row.sop_class_uid,
-            row.study_instance_uid,
-            data_dir / row.path,
-            row.attempts + 1,
-            lease,
-        )
-        for row in due
-    ]
-
-
-def finish_delivery(
-    database: Database,
-    item: Delivery,
-    state: str,
-    error: str | None = None,
-    wait_seconds: float | None = None,
-) -> None:
-    """Write how a delivery went: delivered, failed, or pending again after a wait.
-
-    A lease that is no longer ours changes nothing: whoever holds it sends the same bytes.
-    What a newer revision has overtaken meanwhile is superseded instead of tried again.
-    """
-    with database.write() as connection:
-        now = database.now(connection)
-        if state == "pending" and _is_overtaken(connection, item):
-            state, wait_seconds = "superseded", None
-        due = None if wait_seconds is None else now + timedelta(seconds=wait_seconds)
-        done = connection.execute(
-            update(delivery)
-            .where(delivery.c.id == item.id, delivery.c.lease == item.lease)
-            .values(
-                state=state,
-                lease=None,
-                due_at=due,
-                last_error=error[:500] if error else None,
-                delivered_at=now if state == "delivered" else None,
-            )
-        )
-        if done.rowcount:
-            record(connection, now, "delivery", str(item.id), "sending", state, error)
-
-
-def _is_overtaken(connection: Connection, item: Delivery) -> bool:
-    row = connection.execute(
-        select(study.c.state, result.c.kind, result.c.replaced_by)
-        .select_from(result)
-        .join(study, study.c.study_instance_uid == result.c.study_instance_uid)
-        .where(result.c.sop_instance_uid == item.sop_instance_uid)
-    ).one()
-    if row.state in {"receiving", "analyzing"}:
-        return bool(row.kind != WITHDRAWAL)  # complete() makes it due again if it still holds
-    return row.replaced_by is not None
-
-
-def release_deliveries(database: Database, items: Sequence[Delivery]) -> None:
-    """Give unsent deliveries back; this is not counted as an attempt."""
-    with database.write() as connection:
-        now = database.now(connection)
-        for item in items:
-            done = connection.execute(
-                update(delivery)
-                .where(delivery.c.id == item.id, delivery.c.lease == item.lease)
-                .values(state="pending", lease=None, due_at=now, attempts=item.attempts - 1)
-            )
-            if done.rowcount:
-                record(
-                    connection, now, "delivery", str(item.id), "sending", "pending", "given back"
-                )
-
-
-def retry_deliveries(database: Database, destination: str | None = None) -> int:
-    """Make failed and waiting deliveries due now, to all destinations or to one."""
-    standing = select(result.c.sop_instance_uid).where(result.c.replaced_by.is_(None))
-    chosen: list[ColumnElement[bool]] = [
-        delivery.c.state.in_(("failed", "pending")),
-        delivery.c.sop_instance_uid.in_(standing),
-    ]
-    if destination is not None:
-        chosen.append(delivery.c.destination == destination)
-    with database.write() as connection:
-        now = database.now(connection)
-        rows = connection.execute(
-            select(delivery.c.id, delivery.c.state).where(*chosen).with_for_update()
-        ).all()
-        for row in rows:
-            connection.execute(
-                update(delivery)
-                .where(delivery.c.id == row.id)
-                .values(state="pending", due_at=now, attempts=0)
-            )
-            if row.state == "failed":
-                record(connection, now, "delivery", str(row.id), "failed", "pending", "retried")
-        return len(rows)
-
-
-def renew_deliveries(database: Database, items: Sequence[Delivery], lease_seconds: float) -> None:
-    """Move the expiry of what is still to be sent."""
-    with database.write() as connection:
-        due = database.now(connection) + timedelta(seconds=lease_seconds)
-        for item in items:
-            connection.execute(
-                update(delivery)
-                .where(delivery.c.id == item.id, delivery.c.lease == item.lease)
-                .values(due_at=due)
-            )
 
 
 def register_model(database: Database, name: str, version: str, sha256: str) -> str:
@@ -847,3 +754,15 @@ def finish_task(database: Database, item: Task, state: str, detail: str) -> None
         )
         if done.rowcount:
             record(connection, now, "task", str(item.id), "running", state, detail)
+
+
+def pull_in(database: Database, seconds: float) -> None:
+    """Let nothing wait for longer than so many seconds from now.
+
+    A clock that is set back leaves moments behind that are too far ahead. A lease that becomes
+    due meanwhile is renewed by whoever lives.
+    """
+    with database.write() as connection:
+        soon = database.now(connection) + timedelta(seconds=seconds)
+        for table in (study, delivery, destination, task):
+            connection.execute(update(table).where(table.c.due_at > soon).values(due_at=soon))

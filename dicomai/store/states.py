@@ -13,7 +13,11 @@ TRANSITIONS: dict[str, dict[str | None, frozenset[str]]] = {
     "delivery": {
         None: frozenset({"pending"}),
         "pending": frozenset({"sending", "superseded"}),
-        "sending": frozenset({"sending", "delivered", "failed", "pending", "superseded"}),
+        "sending": frozenset(
+            {"sending", "committing", "delivered", "failed", "pending", "superseded"}
+        ),
+        # The peer has stored it; whether it commits itself to it is not yet known.
+        "committing": frozenset({"delivered", "failed", "pending", "superseded"}),
         "delivered": frozenset(),
         "failed": frozenset({"pending"}),
         "superseded": frozenset({"pending"}),

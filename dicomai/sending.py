@@ -1,0 +1,190 @@
+"""The delivering process: threads that send what is due to each destination."""
+
+import random
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import structlog
+from pynetdicom.association import Association
+from pynetdicom.presentation import PresentationContext
+
+from dicomai.deliver import commitment, sender
+from dicomai.deliver.backoff import wait_seconds
+from dicomai.errors import Rejected, Retryable
+from dicomai.roles import FINISH_SECONDS, join, work_until
+from dicomai.settings import Destination, Settings
+from dicomai.store import outbox, queries
+from dicomai.store.database import Database
+from dicomai.store.outbox import Commitment, Delivery
+
+log = structlog.get_logger()
+
+REPORT_SECONDS = 3600.0  # for a PACS to say whether it commits itself; then it is asked again
+COMMITMENT_SIZE = 500
+
+
+def deliver(settings: Settings, stop: threading.Event) -> None:
+    """Send results until told to stop; a slow destination holds up no other."""
+    database = join(settings)
+    threads = [
+        threading.Thread(target=work_until, args=(stop, sending.step), daemon=True)
+        for destination in settings.destinations
+        for sending in [Sending(settings, database, destination, stop)]
+        for _ in range(destination.associations)
+    ]
+    for thread in threads:
+        thread.start()
+    log.info("delivering", destinations=[d.name for d in settings.destinations])
+    stop.wait()
+    deadline = time.monotonic() + FINISH_SECONDS
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+
+
+class Sending:
+    """What one destination gets; its threads share nothing but the database."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        destination: Destination,
+        stop: threading.Event,
+    ) -> None:
+        self._limits = settings.deliver
+        self._data_dir = settings.data_dir
+        self._calling_ae_title = settings.receive.ae_title
+        self._database = database
+        self._destination = destination
+        self._stop = stop
+        self._lease_seconds = 2 * self._limits.timeout_seconds + 30
+
+    def step(self) -> bool:
+        """Send what is due, then ask for commitment; False where there was nothing to do."""
+        name = self._destination.name
+        if not queries.has_due(self._database, name):
+            return False
+        # After a failure one object shows whether the destination is back.
+        away = outbox.failures(self._database, name) > 0
+        items = outbox.claim_deliveries(
+            self._database,
+            name,
+            self._data_dir,
+            self._lease_seconds,
+            1 if away else self._limits.batch_size,
+        )
+        if items:
+            self._send(items)
+            return True
+        asked = outbox.claim_commitment(self._database, name, REPORT_SECONDS, COMMITMENT_SIZE)
+        if asked is not None:
+            self._ask(asked)
+        return asked is not None
+
+    def _send(self, items: list[Delivery]) -> None:
+        """Send claimed deliveries over one association; what was not sent is due again."""
+        waiting = [item for item in items if self._is_whole(item)]
+        if not waiting:
+            return
+        try:
+            with self._association([item.path for item in waiting]) as assoc:
+                while waiting and not self._stop.is_set():
+                    if outbox.start_delivery(self._database, waiting, self._lease_seconds):
+                        self._store(assoc, waiting[0])
+                    waiting.pop(0)
+        except Rejected as error:  # of the whole association
+            for item in waiting:
+                self._refused(item, error)
+        except (Retryable, OSError) as error:
+            self._pause(str(error))
+            outbox.release_deliveries(self._database, waiting)
+        else:
+            outbox.release_deliveries(self._database, waiting)
+
+    def _store(self, assoc: Association, item: Delivery) -> None:
+        """Send one object. Raises Retryable where the association is of no more use."""
+        try:
+            warning = sender.store(assoc, item.path)
+        except Rejected as error:
+            self._refused(item, error)
+            return
+        except Retryable as error:
+            self._put_off(item, str(error))
+            raise
+        log.info(
+            "delivered",
+            destination=self._destination.name,
+            study=item.study_instance_uid,
+            result=item.sop_instance_uid,
+            warning=warning,
+        )
+        if self._destination.commit:
+            outbox.finish_delivery(self._database, item, "committing", warning, 0.0)
+        else:
+            outbox.finish_delivery(self._database, item, "delivered", warning)
+        outbox.resume_destination(self._database, self._destination.name)
+
+    def _is_whole(self, item: Delivery) -> bool:
+        """Whether the result's file can be sent; if not, only this delivery fails."""
+        try:
+            sender.kind_of(item.path)
+        except Rejected as error:
+            self._refused(item, error)
+            return False
+        return True
+
+    def _refused(self, item: Delivery, error: Rejected) -> None:
+        log.warning(
+            "refused",
+            destination=self._destination.name,
+            result=item.sop_instance_uid,
+            error=str(error),
+        )
+        outbox.finish_delivery(self._database, item, "failed", str(error))
+
+    def _put_off(self, item: Delivery, error: str) -> None:
+        """Try this object again later, or give it up after the last attempt."""
+        sent = item.attempts + 1
+        if sent >= self._limits.max_attempts:
+            outbox.finish_delivery(self._database, item, "failed", f"given up: {error}")
+        else:
+            outbox.finish_delivery(self._database, item, "pending", error, self._wait(sent))
+
+    def _pause(self, error: str) -> None:
+        log.warning("not_delivered", destination=self._destination.name, error=error)
+        outbox.pause_destination(self._database, self._destination.name, error, self._wait)
+
+    def _wait(self, attempts: int) -> float:
+        limits = self._limits
+        return wait_seconds(
+            attempts, limits.first_retry_seconds, limits.longest_retry_seconds, random.random()
+        )
+
+    def _ask(self, asked: Commitment) -> None:
+        """Ask for commitment; what the PACS says of it comes to the listener."""
+        name = self._destination.name
+        try:
+            with self._association([], [commitment.context()]) as assoc:
+                commitment.request(assoc, asked.transaction_uid, asked.instances)
+        except (Rejected, Retryable, OSError) as error:
+            log.warning("no_commitment", destination=name, error=str(error))
+            longest = self._limits.longest_retry_seconds
+            outbox.put_off_commitment(self._database, asked, str(error), longest)
+        else:
+            log.info("asked_for_commitment", destination=name, results=len(asked.instances))
+
+    def _association(
+        self, files: list[Path], contexts: Sequence[PresentationContext] = ()
+    ) -> AbstractContextManager[Association]:
+        peer = self._destination
+        return sender.association(
+            peer.host,
+            peer.port,
+            peer.ae_title,
+            self._calling_ae_title,
+            [*contexts, *sender.contexts_for(files)],
+            self._limits.timeout_seconds,
+        )
