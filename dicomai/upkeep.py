@@ -3,19 +3,23 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import structlog
 
 from dicomai.errors import HeldElsewhere, NotDicom
 from dicomai.receive import inbox
+from dicomai.receive.admission import admit, discard
 from dicomai.roles import first_line, work_until
 from dicomai.settings import Settings
-from dicomai.store import queries, queue
+from dicomai.store import queries, queue, removal
 from dicomai.store.database import Database
 
 log = structlog.get_logger()
 
+MEGABYTE, GIGABYTE = 1e6, 1e9
 ORPHAN_SECONDS = 600.0  # younger files may still be on their way to their row
 
 
@@ -59,31 +63,62 @@ def sweep(settings: Settings, database: Database) -> str:
 
 
 def adopt(settings: Settings, database: Database, file: Path) -> bool:
-    """Give a whole received file its row; False where it is broken."""
+    """Give a whole received file its row; False where it is broken, or not needed."""
     if file.suffix != ".dcm":
         return False
     try:
         header, instance, size = inbox.read_back(file)
+        outcome = admit(
+            database,
+            settings.data_dir,
+            header,
+            instance,
+            size,
+            "",
+            settings.receive.quiet_seconds,
+        )
     except NotDicom as error:
         log.warning("broken_file", reason=str(error))
         return False
-    arrival = queue.Arrival(
-        instance,
-        header.study_instance_uid,
-        size,
-        header.analyzable,
-        "",
-        header.expected_instances,
-        header.patient_id,
-    )
-    try:
-        outcome, _ = queue.arrive(
-            database, arrival, settings.data_dir, settings.receive.quiet_seconds
-        )
     except HeldElsewhere:  # was refused, so that its sender has it
         return False
     # A duplicate that lies under another name is not needed.
     return outcome is not queue.Outcome.DUPLICATE
 
 
-TASKS: dict[str, Callable[[Settings, Database], str]] = {"sweep": sweep}
+def retain(settings: Settings, database: Database) -> str:
+    """Remove the files of old studies, and of the oldest where all take too much space."""
+    how = settings.retention
+    freed = studies = 0
+    if how.days:
+        for uid in queries.removable(database, datetime.now(UTC) - timedelta(days=how.days)):
+            freed, studies = freed + _remove_files(settings, database, uid), studies + 1
+    if how.max_gigabytes:
+        excess = _used(settings.data_dir) - how.max_gigabytes * GIGABYTE
+        for uid in queries.removable(database):
+            if excess <= 0:
+                break
+            size = _remove_files(settings, database, uid)
+            excess, freed, studies = excess - size, freed + size, studies + 1
+        if excess > 0:
+            log.warning("too_much_is_kept", megabytes=round(excess / MEGABYTE))
+    log.info("retention", studies=studies, megabytes=round(freed / MEGABYTE))
+    return f"{studies} studies, {freed / MEGABYTE:.1f} MB removed"
+
+
+def _remove_files(settings: Settings, database: Database, uid: str) -> int:
+    folder = settings.data_dir
+    paths = [folder / path for path in removal.forget_files(database, uid)]
+    return discard(database, folder, uid, paths)
+
+
+def _used(data_dir: Path) -> int:
+    used = 0
+    for folder in ("inbox", "results"):
+        for file in (data_dir / folder).glob("*/*"):
+            with suppress(FileNotFoundError):
+                used += file.stat().st_size
+    return used
+
+
+TASKS: dict[str, Callable[[Settings, Database], str]] = {"sweep": sweep, "retention": retain}

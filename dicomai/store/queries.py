@@ -198,7 +198,11 @@ def task_is_due(database: Database) -> bool:
     """Whether a claim is worth the write lock."""
     with database.read() as connection:
         now = database.now(connection)
-        due = select(task.c.id).where(task.c.state.in_(("due", "running")), task.c.due_at <= now)
+        due = select(task.c.id).where(
+            task.c.state.in_(("due", "running")),
+            task.c.due_at <= now,
+            task.c.node.in_(("", database.node or "")),
+        )
         return connection.execute(due.limit(1)).first() is not None
 
 
@@ -302,6 +306,36 @@ def sent(database: Database, study_instance_uid: str) -> tuple[Sent, ...]:
             frozenset({*before, row.destination}),
         )
     return tuple(found.values())
+
+
+def removable(database: Database, before: datetime | None = None) -> list[str]:
+    """Closed studies whose files may go, the longest untouched first.
+
+    before: those whose last image came earlier. Whatever any destination was to get of them it
+    has, and has committed itself to where that was asked; what it refused is a person's to decide.
+    """
+    unfinished = (
+        select(delivery.c.id)
+        .join(result, result.c.sop_instance_uid == delivery.c.sop_instance_uid)
+        .where(
+            result.c.study_instance_uid == study.c.study_instance_uid,
+            delivery.c.state.in_((*OPEN, "failed")),
+        )
+    )
+    kept = select(instance.c.path).where(
+        instance.c.study_instance_uid == study.c.study_instance_uid, instance.c.path.is_not(None)
+    )
+    statement = select(study.c.study_instance_uid).where(
+        study.c.state.in_(("analyzed", "skipped")),
+        study.c.due_at.is_(None),
+        kept.exists(),
+        ~unfinished.exists(),
+        *held_here(database),
+    )
+    if before is not None:
+        statement = statement.where(study.c.last_received_at < before)
+    with database.read() as connection:
+        return list(connection.execute(statement.order_by(study.c.last_received_at)).scalars())
 
 
 def site_uid(database: Database) -> str:

@@ -701,12 +701,14 @@ def register_model(database: Database, name: str, version: str, sha256: str) -> 
 
 
 def add_task(database: Database, kind: str, due: datetime) -> bool:
-    """Insert a task once for its moment; False where another scheduler was first."""
+    """Insert a task of this node once for its moment; False where it is there already."""
     with database.write() as connection:
         now = database.now(connection)
         made = connection.execute(
             database.insert(task)
-            .values(kind=kind, due=due, state="due", due_at=due, attempts=0)
+            .values(
+                kind=kind, due=due, node=database.node or "", state="due", due_at=due, attempts=0
+            )
             .on_conflict_do_nothing()
             .returning(task.c.id)
         ).first()
@@ -721,7 +723,11 @@ def claim_task(database: Database, lease_seconds: float) -> Task | None:
         now = database.now(connection)
         row = connection.execute(
             select(task)
-            .where(task.c.state.in_(("due", "running")), task.c.due_at <= now)
+            .where(
+                task.c.state.in_(("due", "running")),
+                task.c.due_at <= now,
+                task.c.node.in_(("", database.node or "")),
+            )
             .order_by(task.c.due_at)
             .limit(1)
             .with_for_update(skip_locked=True)

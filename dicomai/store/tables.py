@@ -217,18 +217,20 @@ delivery = Table(
     Index(None, "transaction_uid"),
 )
 
+# node: whose folder it is about; empty: done once for all daemons of the database.
 task = Table(
     "task",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("kind", String(16), nullable=False),
     Column("due", UtcDateTime, nullable=False),
+    Column("node", String(36), nullable=False, server_default=""),
     Column("state", String(16), nullable=False),
     Column("due_at", UtcDateTime),
     Column("attempts", Integer, nullable=False),
     Column("lease", String(36)),
     Column("detail", String(500)),
-    UniqueConstraint("kind", "due"),
+    UniqueConstraint("kind", "due", "node"),
     Index(None, "due_at"),
 )
 

@@ -127,6 +127,11 @@ def upgrade() -> None:
     op.add_column("study", sa.Column("node", sa.String(length=36), nullable=True))
     op.add_column("delivery", sa.Column("transaction_uid", sa.String(length=64), nullable=True))
     op.create_index("ix_delivery_transaction_uid", "delivery", ["transaction_uid"], unique=False)
+    # The sweep and retention are each data folder's own; '' is for what is done once for all.
+    with op.batch_alter_table("task") as table:
+        table.add_column(sa.Column("node", sa.String(length=36), nullable=False, server_default=""))
+        table.drop_constraint("uq_task_kind", type_="unique")
+        table.create_unique_constraint("uq_task_kind", ["kind", "due", "node"])
     with op.batch_alter_table("result") as table:
         table.alter_column("path", existing_type=sa.String(length=300), nullable=True)
     # An instance is known by its study and its UID: a study that a PACS copies is another one.
@@ -157,6 +162,11 @@ def downgrade() -> None:
         table.create_index("ix_instance_study_instance_uid", ["study_instance_uid"])
     with op.batch_alter_table("result") as table:
         table.alter_column("path", existing_type=sa.String(length=300), nullable=False)
+    op.execute("DELETE FROM task WHERE node <> ''")
+    with op.batch_alter_table("task") as table:
+        table.drop_constraint("uq_task_kind", type_="unique")
+        table.create_unique_constraint("uq_task_kind", ["kind", "due"])
+        table.drop_column("node")
     op.drop_index("ix_delivery_transaction_uid", table_name="delivery")
     op.drop_column("delivery", "transaction_uid")
     op.drop_column("study", "node")

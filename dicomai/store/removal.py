@@ -1,0 +1,225 @@
+"""What is removed for good: the files of old studies (retention), and a patient's data (purge)."""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, delete, func, select, update
+
+from dicomai.store.database import Database
+from dicomai.store.queue import patient_key, record
+from dicomai.store.tables import (
+    analysis,
+    delivery,
+    event,
+    finding,
+    instance,
+    prediction,
+    result,
+    study,
+)
+
+OPEN = ("pending", "sending", "committing")
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What a purge took out of the database; paths: of the files that are to go with it.
+
+    whole: nothing of the study is left
+    """
+
+    whole: bool
+    images: int
+    results: int
+    findings: int
+    paths: tuple[str, ...]
+
+
+def forget_files(database: Database, study_instance_uid: str) -> list[str]:
+    """Note that a closed study's files are gone, and return their paths, to be removed.
+
+    Findings and history stay. Nothing is returned where the study is not closed any more.
+    """
+    with database.write() as connection:
+        state = connection.execute(
+            select(study.c.state)
+            .where(study.c.study_instance_uid == study_instance_uid)
+            .with_for_update()
+        ).scalar_one_or_none()
+        if state not in {"analyzed", "skipped"} or _is_unsent(connection, study_instance_uid):
+            return []
+        paths = _paths(connection, study_instance_uid)
+        for table in (instance, result):
+            connection.execute(
+                update(table)
+                .where(table.c.study_instance_uid == study_instance_uid)
+                .values(path=None)
+            )
+        return paths
+
+
+@contextmanager
+def unreferenced(
+    database: Database, study_instance_uid: str, paths: Sequence[str]
+) -> Iterator[set[str]]:
+    """Those of these files of a study that no row names; none gets a row within the block."""
+    with database.write() as connection:
+        connection.execute(
+            select(study.c.state)
+            .where(study.c.study_instance_uid == study_instance_uid)
+            .with_for_update()
+        )
+        yield set(paths) - set(_paths(connection, study_instance_uid))
+
+
+def _is_unsent(connection: Connection, uid: str) -> bool:
+    waiting = (
+        select(delivery.c.id)
+        .join(result, result.c.sop_instance_uid == delivery.c.sop_instance_uid)
+        .where(result.c.study_instance_uid == uid, delivery.c.state.in_((*OPEN, "failed")))
+    )
+    return connection.execute(waiting.limit(1)).first() is not None
+
+
+def _paths(connection: Connection, uid: str, key: str | None = None) -> list[str]:
+    images = select(instance.c.path).where(*_images(uid, key), instance.c.path.is_not(None))
+    results = select(result.c.path).where(
+        result.c.study_instance_uid == uid, result.c.path.is_not(None)
+    )
+    return [path for rows in (images, results) for path in connection.execute(rows).scalars()]
+
+
+def studies_of(database: Database, patient_id: str) -> list[str]:
+    """The studies that hold an image of a patient."""
+    with database.read() as connection:
+        key = patient_key(connection, patient_id)
+        return list(
+            connection.execute(
+                select(instance.c.study_instance_uid)
+                .where(instance.c.patient == key)
+                .distinct()
+                .order_by(instance.c.study_instance_uid)
+            ).scalars()
+        )
+
+
+def without_patient(database: Database) -> dict[tuple[str, str], str]:
+    """Images received before there were patients' keys: (study, SOP Instance UID) -> path."""
+    with database.read() as connection:
+        rows = connection.execute(
+            select(
+                instance.c.study_instance_uid, instance.c.sop_instance_uid, instance.c.path
+            ).where(instance.c.patient.is_(None), instance.c.path.is_not(None))
+        ).all()
+    return {(row.study_instance_uid, row.sop_instance_uid): row.path for row in rows}
+
+
+def set_patient(database: Database, name: tuple[str, str], patient_id: str) -> None:
+    """Note whose an image is that was received before there were patients' keys."""
+    with database.write() as connection:
+        connection.execute(
+            update(instance)
+            .where(instance.c.study_instance_uid == name[0])
+            .where(instance.c.sop_instance_uid == name[1])
+            .values(patient=patient_key(connection, patient_id))
+        )
+
+
+def held_elsewhere(database: Database, study_instance_uids: Collection[str]) -> list[str]:
+    """Those whose files lie in another daemon's folder."""
+    with database.read() as connection:
+        return list(
+            connection.execute(
+                select(study.c.study_instance_uid).where(
+                    study.c.study_instance_uid.in_(study_instance_uids),
+                    study.c.node.is_not(None),
+                    study.c.node != database.node,
+                )
+            ).scalars()
+        )
+
+
+def purge(database: Database, study_instance_uid: str, patient_id: str | None = None) -> Removed:
+    """Remove a study with all that is known of it, but for the audit events.
+
+    patient_id: where the study also holds images of others, only this patient's go; its results,
+    which speak of both, go too, and what is left is analyzed again. A worker or a sender that has
+    the study in hand finds its lease lost.
+    """
+    uid = study_instance_uid
+    with database.write() as connection:
+        now = database.now(connection)
+        key = patient_key(connection, patient_id) if patient_id is not None else None
+        known = connection.execute(
+            select(study).where(study.c.study_instance_uid == uid).with_for_update()
+        ).one()
+        paths = _paths(connection, uid, key)
+        results = _remove_results(connection, uid)
+        findings = _delete(connection, finding, uid)
+        _delete(connection, analysis, uid)
+        images = _remove_images(connection, uid, key)
+        whole = not _count(connection, instance, uid)
+        if whole:
+            connection.execute(delete(event).where(event.c.subject_id == uid))
+            connection.execute(delete(study).where(study.c.study_instance_uid == uid))
+        else:
+            _analyze_rest(connection, now, known)
+    return Removed(whole, images, results, findings, tuple(paths))
+
+
+def _count(connection: Connection, table: Any, uid: str) -> int:
+    return connection.execute(
+        select(func.count()).select_from(table).where(table.c.study_instance_uid == uid)
+    ).scalar_one()
+
+
+def _remove_results(connection: Connection, uid: str) -> int:
+    own = select(result.c.sop_instance_uid).where(result.c.study_instance_uid == uid)
+    ids = connection.execute(
+        delete(delivery).where(delivery.c.sop_instance_uid.in_(own)).returning(delivery.c.id)
+    ).scalars()
+    for one in list(ids):
+        connection.execute(
+            delete(event).where(event.c.subject == "delivery", event.c.subject_id == str(one))
+        )
+    return _delete(connection, result, uid)
+
+
+def _delete(connection: Connection, table: Any, uid: str) -> int:
+    return connection.execute(delete(table).where(table.c.study_instance_uid == uid)).rowcount
+
+
+def _remove_images(connection: Connection, uid: str, key: str | None) -> int:
+    digests = list(
+        connection.execute(
+            delete(instance).where(*_images(uid, key)).returning(instance.c.digest)
+        ).scalars()
+    )
+    connection.execute(delete(prediction).where(prediction.c.digest.in_(digests)))
+    return len(digests)
+
+
+def _images(uid: str, key: str | None) -> list[ColumnElement[bool]]:
+    of_study = [instance.c.study_instance_uid == uid]
+    return of_study if key is None else [*of_study, instance.c.patient == key]
+
+
+def _analyze_rest(connection: Connection, now: Any, known: Any) -> None:
+    uid = known.study_instance_uid
+    if known.state != "receiving":
+        record(connection, now, "study", uid, known.state, "receiving", "a patient was removed")
+    connection.execute(
+        update(study)
+        .where(study.c.study_instance_uid == uid)
+        .values(
+            state="receiving",
+            revision=known.revision + 1,
+            analyzed_revision=None,
+            attempts=0,
+            lease=None,
+            due_at=now,
+            reason=None,
+        )
+    )
