@@ -54,7 +54,7 @@ def _found(file: Path, site_uid: str) -> None:
 def alone(data_dir: Path) -> Iterator[None]:
     """Hold the folder for one `dicomai run`. Raises FolderNotOurs where another one holds it."""
     durable.make_folder(data_dir)
-    descriptor = os.open(data_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(data_dir / LOCK, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -17,13 +17,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dicomai import node
 from dicomai.audit import open_auditor
+from dicomai.deliver import commitment
 from dicomai.errors import ModelDamaged, Rejected
 from dicomai.infer import package
 from dicomai.prepare import image
 from dicomai.prepare.pool import MEGABYTE, Pool
 from dicomai.receive.listener import Listener
 from dicomai.settings import Destination, Settings, shipped
-from dicomai.store import queries, queue
+from dicomai.store import outbox, queries, queue
 from dicomai.store.database import Database, open_database, require_current
 from dicomai.study import WITHDRAWAL, Instance, Limits, Model, Reporting
 
@@ -117,7 +118,21 @@ def listen(settings: Settings, listening: socket.socket, stop: threading.Event) 
     """The Storage SCP."""
     database = join(settings)
     auditor = open_auditor(settings, database)
-    listener = Listener(listening, settings.receive, database, settings.data_dir, auditor)
+
+    def committed(ds: Dataset) -> bool:
+        report = commitment.read(ds)
+        return outbox.commitment_reported(
+            database,
+            report.transaction_uid,
+            report.committed,
+            report.failed,
+            settings.deliver.max_attempts,
+            settings.deliver.longest_retry_seconds,
+        )
+
+    listener = Listener(
+        listening, settings.receive, database, settings.data_dir, auditor, committed
+    )
     server = threading.Thread(target=listener.serve, name="listener", daemon=True)
     server.start()
     log.info("listening", host=listening.getsockname()[0], port=listening.getsockname()[1])

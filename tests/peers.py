@@ -95,9 +95,17 @@ class Postgres:
             user = pwd.getpwnam("postgres")
             os.chown(self.folder, user.pw_uid, user.pw_gid)
         self._run("initdb", "-A", "trust", "-U", "dicomai", "-E", "UTF8", "-D", str(self.data))
+        self.start()
+
+    def start(self) -> None:
+        """Serve, for the first time or after halt()."""
         options = f"-c listen_addresses=127.0.0.1 -p {self.port} -k {self.folder}"
         log = str(self.folder / "postgres.log")
         self._run("pg_ctl", "-w", "-D", str(self.data), "-o", options, "-l", log, "start")
+
+    def halt(self) -> None:
+        """Crash: no connection is ended in order, what was committed stays."""
+        self._run("pg_ctl", "-D", str(self.data), "-m", "immediate", "stop")
 
     def _run(self, program: str, *arguments: str) -> None:
         command = [str(self.bin / program), *arguments]
@@ -121,7 +129,7 @@ class Postgres:
 
     def stop(self) -> None:
         """End the cluster."""
-        self._run("pg_ctl", "-D", str(self.data), "-m", "immediate", "stop")
+        self.halt()
         shutil.rmtree(self.folder)
 
 

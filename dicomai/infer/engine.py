@@ -61,7 +61,11 @@ class Engine:
         return probabilities.cpu().numpy(), maps.cpu().numpy()
 
 
+# On the processor torch raises a plain RuntimeError, and oneDNN's says no more than this.
+OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "could not create a primitive")
+
+
 def _is_out_of_memory(error: Exception) -> bool:
-    # On the processor torch raises a plain RuntimeError.
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in str(error) for words in OUT_OF_MEMORY
+    )

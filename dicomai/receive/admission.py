@@ -1,8 +1,10 @@
 """From a file in the inbox to a row; only after that is the sender told Success."""
 
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
+from dicomai.errors import HeldElsewhere
 from dicomai.receive.inbox import Header
 from dicomai.store import queue, removal
 from dicomai.store.database import Database
@@ -33,11 +35,25 @@ def admit(
         header.expected_instances,
         header.patient_id,
     )
-    outcome, replaced = queue.arrive(database, arrival, data_dir, quiet_seconds)
+    try:
+        outcome, replaced = queue.arrive(database, arrival, data_dir, quiet_seconds)
+    except HeldElsewhere:
+        _remove(instance.path)
+        raise
+    if replaced == instance.path:
+        _remove(replaced)
+        return outcome
     if replaced is not None:
         discard(database, data_dir, header.study_instance_uid, [replaced])
     instance.path.stat()
     return outcome
+
+
+def _remove(path: Path) -> None:
+    # No row of ours names it, and while another daemon holds the study none will.
+    path.unlink(missing_ok=True)
+    with suppress(OSError):  # not empty
+        path.parent.rmdir()
 
 
 def discard(
@@ -55,6 +71,6 @@ def discard(
             freed += path.stat().st_size if path.exists() else 0
             path.unlink(missing_ok=True)
     for folder in {path.parent for path in paths}:
-        if folder.is_dir() and not any(folder.iterdir()):
+        with suppress(OSError):  # not empty, or gone
             folder.rmdir()
     return freed

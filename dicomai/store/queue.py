@@ -124,7 +124,8 @@ def arrive(
 ) -> tuple[Outcome, Path | None]:
     """Commit a received instance; after this, and only after this, the sender may be told Success.
 
-    Returns the path of a file that this one replaced, to be removed.
+    Returns the path of a file that this one replaced, to be removed; its own, where another daemon
+    has the very same.
     An instance with equal digest changes nothing. Own results that a PACS sends back, and what
     holds no image, are kept and never make a study due (they would make an endless loop).
     Raises HeldElsewhere where the study's files lie in another daemon's folder.
@@ -134,9 +135,10 @@ def arrive(
         now = database.now(connection)
         known = _lock_study(connection, database, arrival.study_instance_uid, now)
         old = connection.execute(select(instance).where(*_same(arrival))).first()
+        is_elsewhere = database.node not in {None, known.node}
         if old is not None and old.digest == new.digest and old.path is not None:
-            return Outcome.DUPLICATE, None
-        if database.node not in {None, known.node}:
+            return Outcome.DUPLICATE, new.path if is_elsewhere else None
+        if is_elsewhere:
             raise HeldElsewhere(
                 "another daemon on this database holds this study: send it there, or ask it to"
             )
