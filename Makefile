@@ -3,10 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 PEERS := orthanc orthanc-dicomweb dcmtk dicom3tools pixelmed-apps default-jre-headless postgresql \
-  chromium $(if $(shell command -v node),,nodejs) $(if $(shell command -v npm),,npm)
+  chromium systemd openssl $(if $(shell command -v node),,nodejs) $(if $(shell command -v npm),,npm)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check peers starter images mutants speed pointing matrix clean
+.PHONY: demo test check peers starter images mutants fuzz storm soak speed pointing matrix clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/dicomai demo
@@ -42,6 +42,18 @@ images: $(VENV)/installed-test peers
 # 5,000 damaged files through the decoding processes and a whole daemon (about a quarter of an hour).
 mutants: $(VENV)/installed-test
 	$(VENV)/bin/python -W ignore tests/mutants.py
+
+# 100,000 damaged byte streams of real senders to a listener (about ten minutes).
+fuzz: $(VENV)/installed-test peers
+	$(VENV)/bin/python -W ignore tests/fuzz.py
+
+# 200 kills while 2,000 images arrive (about half an hour); STORM='--database postgres' for Postgres.
+storm: $(VENV)/installed-test peers
+	$(VENV)/bin/python -W ignore tests/storm.py $(STORM)
+
+# 20,000 images at full speed: memory, open files and rate (some hours); SOAK='--images 2000 --out DIR'.
+soak: $(VENV)/installed-test peers
+	$(VENV)/bin/python -W ignore tests/soak.py $(SOAK)
 
 # How fast an image is prepared, beside the plain way; one thread each.
 speed: $(VENV)/installed-test

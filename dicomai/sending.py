@@ -11,6 +11,7 @@ import structlog
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext
 
+from dicomai import tls
 from dicomai.deliver import commitment, sender
 from dicomai.deliver.backoff import wait_seconds
 from dicomai.errors import Rejected, Retryable
@@ -28,6 +29,7 @@ COMMITMENT_SIZE = 500
 
 def deliver(settings: Settings, stop: threading.Event) -> None:
     """Send results until told to stop; a slow destination holds up no other."""
+    tls.check(settings.destinations)
     database = join(settings)
     threads = [
         threading.Thread(target=work_until, args=(stop, sending.step), daemon=True)
@@ -187,4 +189,5 @@ class Sending:
             self._calling_ae_title,
             [*contexts, *sender.contexts_for(files)],
             self._limits.timeout_seconds,
+            tls.channel(peer),
         )

@@ -1,6 +1,7 @@
 """The parent of all roles: binds the port, starts them, restarts what dies, stops them together."""
 
 import ctypes
+import os
 import signal
 import socket
 import subprocess
@@ -69,12 +70,15 @@ def _start(role: str, config: Path | None, listening: socket.socket) -> subproce
     if role == "listen":
         passed = (listening.fileno(),)
         command += ["--socket-fd", str(listening.fileno())]
-    return subprocess.Popen(command, pass_fds=passed, preexec_fn=_die_with_parent)
+    parent = os.getpid()
+    return subprocess.Popen(command, pass_fds=passed, preexec_fn=lambda: _die_with_parent(parent))
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     # A parent that is killed cannot tell its children; the kernel does (prctl(2)).
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it was killed before that
+        os._exit(1)
 
 
 def _end(children: list[Child]) -> None:

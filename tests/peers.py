@@ -27,6 +27,8 @@ PACKAGES = {
     "chromium": "chromium",
     "node": "nodejs",
     "npm": "npm",
+    "systemd-analyze": "systemd",
+    "openssl": "openssl",
 }
 
 # TID 2010 asks for a modifier where the document's title is 113001. PixelMed looks for a content

@@ -3,14 +3,12 @@
 import os
 import shutil
 import subprocess
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import make
 import pydicom
 import pytest
+from doors import listening
 from peers import free_port, need, storescu
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEGLSLossless
@@ -19,27 +17,9 @@ from pynetdicom.sop_class import Verification
 
 from dicomai.deliver import sender
 from dicomai.errors import PeerUnreachable
-from dicomai.receive.listener import Listener, bind
+from dicomai.receive.listener import bind
 from dicomai.store import queries
 from dicomai.store.database import Database
-
-
-@contextmanager
-def listening(
-    database: Database, folder: Path, quiet: float = 30.0, callers: tuple[str, ...] = ()
-) -> Iterator[int]:
-    """A Storage SCP on a free port."""
-    port = free_port()
-    listener = Listener(
-        bind("127.0.0.1", port), "DICOMAI", callers, 10, database, folder, quiet, 1.0
-    )
-    thread = threading.Thread(target=listener.serve)
-    thread.start()
-    try:
-        yield port
-    finally:
-        listener.stop()
-        thread.join()
 
 
 def store(port: int, ds: Dataset) -> Dataset:
@@ -128,7 +108,7 @@ def test_an_association_for_another_ae_title_is_rejected(
 
 
 def test_only_listed_senders_are_let_in(database: Database, tmp_path: Path) -> None:
-    with listening(database, tmp_path, callers=("MODALITY",)) as port:
+    with listening(database, tmp_path, calling_ae_titles=("MODALITY",)) as port:
         sender.echo("127.0.0.1", port, "DICOMAI", "MODALITY", 5)
         with pytest.raises(PeerUnreachable, match="Calling AE title not recognised"):
             sender.echo("127.0.0.1", port, "DICOMAI", "STRANGER", 5)
@@ -188,7 +168,7 @@ def test_a_released_association_ends_the_quiet_period_early(
     database: Database, tmp_path: Path
 ) -> None:
     ds = make.chest_radiograph()
-    with listening(database, tmp_path, quiet=600.0) as port:
+    with listening(database, tmp_path, quiet_seconds=600.0) as port:
         storescu(port, make.save(tmp_path / "sent", [ds]))
         row = queries.one_study(database, ds.StudyInstanceUID)
         assert row is not None
@@ -203,7 +183,7 @@ def test_an_open_association_keeps_the_quiet_period_of_its_study(
     second = make.chest_radiograph(1, first.StudyInstanceUID, 2)
     ae = AE("SLOW")
     ae.add_requested_context(first.SOPClassUID, first.file_meta.TransferSyntaxUID)
-    with listening(database, tmp_path, quiet=600.0) as port:
+    with listening(database, tmp_path, quiet_seconds=600.0) as port:
         slow = ae.associate("127.0.0.1", port, ae_title="DICOMAI")
         assert slow.send_c_store(first).Status == 0
         assert store(port, second).Status == 0

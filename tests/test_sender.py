@@ -48,7 +48,7 @@ def encoded(ds: Dataset, transfer_syntax_uid: str) -> Dataset:
 
 
 def test_success_is_no_warning() -> None:
-    assert sender.classify(0x0000, "") is None
+    assert sender.classify(0x0000) is None
 
 
 @pytest.mark.parametrize(
@@ -62,22 +62,22 @@ def test_success_is_no_warning() -> None:
     ],
 )
 def test_what_is_stored_with_a_warning_is_stored(status: int, words: str) -> None:
-    warning = sender.classify(status, "the peer's words")
+    warning = sender.classify(status)
     assert warning is not None
-    assert f"0x{status:04X} (the peer's words)" in warning
+    assert f"0x{status:04X}" in warning
     assert words in warning
 
 
 @pytest.mark.parametrize("status", [0xA700, 0xA7FF])
 def test_a_peer_out_of_resources_is_busy(status: int) -> None:
     with pytest.raises(PeerBusy, match=f"0x{status:04X}"):
-        sender.classify(status, "")
+        sender.classify(status)
 
 
 @pytest.mark.parametrize("status", [0xA900, 0xA9FF, 0xC000, 0xCFFF, 0x0110, 0x0117, 0x0122, 0x0124])
 def test_every_other_status_is_a_refusal(status: int) -> None:
     with pytest.raises(PeerRefused, match=f"0x{status:04X}"):
-        sender.classify(status, "")
+        sender.classify(status)
 
 
 # Against a peer

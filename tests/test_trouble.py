@@ -352,9 +352,10 @@ leave(400)
 probabilities, maps = batcher.predict(images)
 assert np.abs(probabilities[:8] - whole[0]).max() < 1e-5
 assert tried[0] == 64 and min(tried) < 64, tried
+huge = np.zeros((1, model.channels, 2048, 2048), "f4")
 leave(0)
 try:
-    batcher.predict(images)
+    batcher.predict(huge)
 except OutOfMemory as error:
     print(tried, error)
 """

@@ -1,13 +1,17 @@
 """The command line: one module a noun; the only place that reads settings."""
 
+import os
 import sys
 
 import typer
 from sqlalchemy.exc import DBAPIError
 
-from dicomai.cli import config, daemon, database, delivery, model, study
+from dicomai import logs
+from dicomai.cli import audit, config, daemon, database, delivery, model, study
 from dicomai.cli.demo import demo
+from dicomai.cli.doctor import doctor
 from dicomai.cli.echo import echo
+from dicomai.cli.purge import purge
 from dicomai.cli.results import results
 from dicomai.cli.try_files import try_files
 from dicomai.errors import DicomaiError
@@ -28,6 +32,8 @@ for command in (
     demo,
     results,
     echo,
+    doctor,
+    purge,
 ):
     app.command()(command)
 app.command("try")(try_files)
@@ -36,12 +42,17 @@ app.add_typer(delivery.app, name="delivery")
 app.add_typer(model.app, name="model")
 app.add_typer(database.app, name="db")
 app.add_typer(config.app, name="config")
+app.add_typer(audit.app, name="audit")
 
 
 def main() -> None:
     """Run a command; what goes wrong is one line and exit code 1 or 2."""
+    # What is written is patients' images, and what was seen in them: for this user alone.
+    os.umask(0o077)
+    logs.configure("command")
     try:
-        app()
+        # Not app(): that puts typer's own hook for what nobody catches before ours.
+        typer.main.get_command(app)()
     except DicomaiError as error:
         _complain(str(error))
         sys.exit(error.exit_code)

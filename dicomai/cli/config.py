@@ -3,7 +3,7 @@
 import typer
 from rich.console import Console
 
-from dicomai import roles
+from dicomai import roles, tls
 from dicomai.cli.options import Config, load
 from dicomai.errors import Misuse
 from dicomai.infer import package
@@ -20,6 +20,8 @@ def check(config: Config = None) -> None:
     settings = load(config)
     triggers(settings)
     open_database(settings.database.url)
+    tls.listens(settings.receive)
+    tls.check(settings.destinations)
     names = {model.name for model in package.installed(roles.model_folders(settings))}
     if settings.infer.model not in names:
         raise Misuse(f"infer.model: there is no model '{settings.infer.model}'")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from dicomai import logs, node, roles
+from dicomai import logs, node, roles, tls
 from dicomai.audit import (
     APPLICATION_START,
     APPLICATION_STOP,
@@ -54,6 +54,8 @@ def run(config: Config = None) -> None:
     settings = load(config)
     logs.configure("run")
     triggers(settings)
+    tls.listens(settings.receive)
+    tls.check(settings.destinations)
     with node.alone(settings.data_dir):
         _run(settings, config)
 

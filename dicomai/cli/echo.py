@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dicomai import logs
+from dicomai import logs, tls
 from dicomai.cli.options import Config, load
 from dicomai.deliver import sender
 from dicomai.errors import Misuse
@@ -29,5 +29,6 @@ def echo(
         peer.ae_title,
         settings.receive.ae_title,
         settings.deliver.timeout_seconds,
+        tls.channel(peer),
     )
     typer.echo(f"{destination} answers after {(time.monotonic() - started) * 1000:.0f} ms")

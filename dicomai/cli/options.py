@@ -3,8 +3,10 @@
 import csv
 import enum
 import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dicomai import settings
+from dicomai.audit import AuditCode, AuditEvent, open_auditor, person
 from dicomai.roles import connect
 from dicomai.settings import Settings
 from dicomai.store.database import Database
@@ -24,6 +27,7 @@ Config = Annotated[
     typer.Option("--config", help="settings file [default: config/dicomai.toml]"),
 ]
 Row = dict[str, Any]
+COMMAND_CLOSE_SECONDS = 5.0  # a person can wait for the syslog server
 
 
 class Format(enum.StrEnum):
@@ -45,6 +49,30 @@ def load(config: Path | None) -> Settings:
 def database(config: Path | None) -> Database:
     """The migrated database of the settings."""
     return connect(load(config))
+
+
+@contextmanager
+def audited(
+    chosen: Settings,
+    opened: Database,
+    act: str,
+    study: str | None = None,
+    code: AuditCode = AuditCode.APPLICATION_ACTIVITY,
+    action: str = "E",
+    detail: str | None = None,
+) -> Iterator[None]:
+    """Audit what a person does by the command in this block, with how it went.
+
+    act: the command, as "study retry"; study: what was typed, noted only where it is a UID
+    """
+    uid = study if study and re.fullmatch(r"[0-9.]{1,64}", study) else None
+    event = AuditEvent(code, action, person(), act, study_instance_uid=uid, detail=detail)
+    auditor = open_auditor(chosen, opened)
+    try:
+        with auditor.act(event):
+            yield
+    finally:
+        auditor.close(COMMAND_CLOSE_SECONDS)
 
 
 def show(rows: Sequence[Row], columns: Sequence[str], how: Format, empty: str) -> None:

@@ -5,8 +5,18 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from dicomai.cli.options import Config, Format, FormatOption, database, readable, show
+from dicomai.cli.options import (
+    Config,
+    Format,
+    FormatOption,
+    audited,
+    database,
+    load,
+    readable,
+    show,
+)
 from dicomai.errors import Misuse
+from dicomai.roles import connect
 from dicomai.store import queries, queue
 
 app = typer.Typer(help="What is known of each study.", no_args_is_help=True)
@@ -71,6 +81,9 @@ def show_study(uid: StudyUid, config: Config = None) -> None:
 @app.command()
 def retry(uid: StudyUid, config: Config = None) -> None:
     """Analyze a finished or failed study again."""
-    if not queue.retry_study(database(config), uid):
-        raise Misuse(f"study {uid} is unknown, holds no image, or is already under way")
+    settings = load(config)
+    store = connect(settings)
+    with audited(settings, store, "study retry", uid):
+        if not queue.retry_study(store, uid):
+            raise Misuse(f"study {uid} is unknown, holds no image, or is already under way")
     typer.echo(f"study {uid} is due")

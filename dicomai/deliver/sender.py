@@ -13,7 +13,8 @@ from pynetdicom.events import Event
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from dicomai.errors import NotDicom, PeerBusy, PeerRefused, PeerUnreachable
+from dicomai.errors import Misuse, NotDicom, PeerBusy, PeerRefused, PeerUnreachable
+from dicomai.tls import Channel, Requestor
 
 # Send the dataset's bytes from the file as they are, in chunks.
 _config.STORE_SEND_CHUNKED_DATASET = True
@@ -30,25 +31,33 @@ def association(
     calling_ae_title: str,
     contexts: Sequence[PresentationContext],
     timeout_seconds: float,
+    channel: Channel | None = None,
 ) -> Iterator[Association]:
-    """An association with a peer. Raises PeerUnreachable."""
+    """An association with a peer. Raises PeerUnreachable.
+
+    channel: the TLS to use, None for plain TCP
+    """
     ae = AE(calling_ae_title)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = timeout_seconds
     ae.connection_timeout = timeout_seconds
     ae.maximum_pdu_size = 0
     peer = f"{called_ae_title} at {host}:{port}"
+    context = _context(channel)
     assoc = ae.associate(
         host,
         port,
         contexts=list(contexts),
         ae_title=called_ae_title,
         evt_handlers=[(evt.EVT_CONN_OPEN, _send_at_once)],
+        tls_args=None if context is None or channel is None else (context, channel.name),
     )
     if assoc.is_rejected:
         raise PeerUnreachable(f"{peer} rejected the association: {_rejection(assoc)}")
     if assoc.rejected_contexts and not assoc.accepted_contexts:
         # pynetdicom has ended the association by itself: nothing could be sent over it.
         raise PeerRefused(f"{peer} accepts none of these objects (no presentation context)")
+    if not assoc.is_established and context is not None and context.trouble is not None:
+        raise PeerUnreachable(f"{peer}: TLS: {context.trouble}")
     if not assoc.is_established:
         raise PeerUnreachable(f"{peer} does not answer: check host, port and AE title")
     try:
@@ -56,6 +65,16 @@ def association(
     finally:
         if assoc.is_established:
             assoc.release()
+
+
+def _context(channel: Channel | None) -> Requestor | None:
+    """Made for each association: certificates may be renewed meanwhile."""
+    if channel is None:
+        return None
+    try:
+        return channel.context()
+    except Misuse as error:  # they were good at the start, and may be again
+        raise PeerUnreachable(str(error)) from error
 
 
 def _rejection(assoc: Association) -> str:
@@ -107,12 +126,13 @@ def store(assoc: Association, path: Path) -> str | None:
         raise PeerUnreachable("the association ended") from error
     if "Status" not in status:
         raise PeerUnreachable("the peer did not answer the C-STORE")
-    return classify(int(status.Status), str(status.get("ErrorComment", "")))
+    return classify(int(status.Status))
 
 
-def classify(status: int, comment: str) -> str | None:
+def classify(status: int) -> str | None:
     """What a C-STORE status means (PS3.4 B.2.3, PS3.7 C): a warning, None, or an error raised."""
-    words = f"status 0x{status:04X}" + (f" ({comment})" if comment else "")
+    # Without the peer's Error Comment (0000,0902): it may quote a patient, and this goes into logs.
+    words = f"status 0x{status:04X}"
     if status == 0x0000:
         return None
     if status == 0x0111:  # duplicate SOP instance: it has the same bytes already
@@ -125,14 +145,19 @@ def classify(status: int, comment: str) -> str | None:
 
 
 def echo(
-    host: str, port: int, called_ae_title: str, calling_ae_title: str, timeout_seconds: float
+    host: str,
+    port: int,
+    called_ae_title: str,
+    calling_ae_title: str,
+    timeout_seconds: float,
+    channel: Channel | None = None,
 ) -> None:
     """C-ECHO. Raises PeerUnreachable or PeerRefused."""
     context = PresentationContext()
     context.abstract_syntax = Verification
     context.transfer_syntax = ["1.2.840.10008.1.2"]
     with association(
-        host, port, called_ae_title, calling_ae_title, [context], timeout_seconds
+        host, port, called_ae_title, calling_ae_title, [context], timeout_seconds, channel
     ) as assoc:
         status = assoc.send_c_echo()
         if "Status" not in status or status.Status != 0x0000:

@@ -142,8 +142,8 @@ def _wrong_age(ds: Dataset, accepts: Accepts) -> Refusal | None:
     if age is None:
         return "wrong-age", f"age not stated: {wanted}"
     if age < youngest:
-        return "paediatric" if youngest <= 21 else "wrong-age", f"age {age:.3g} years: {wanted}"
-    return ("wrong-age", f"age {age:.3g} years: {wanted}") if age >= oldest + 1 else None
+        return "paediatric" if youngest <= 21 else "wrong-age", f"age {int(age)} years: {wanted}"
+    return ("wrong-age", f"age {int(age)} years: {wanted}") if age >= oldest + 1 else None
 
 
 def _too_small(ds: Dataset, accepts: Accepts) -> Refusal | None:

@@ -1,207 +1,264 @@
 """Storage and Verification SCP (PS3.4 Annex B and A): keep, commit, and only then Success."""
 
+import os
 import socket
-import socketserver
 import threading
-import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 import structlog
-from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
-from pynetdicom.association import Association
-from pynetdicom.dimse_primitives import C_STORE
-from pynetdicom.dsutils import encode_file_meta
-from pynetdicom.events import Event
-from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
-from pynetdicom.transport import ThreadedAssociationServer
+from pydicom.dataset import Dataset
+from pydicom.uid import UID
+from pynetdicom import (
+    ALL_TRANSFER_SYNTAXES,
+    PYNETDICOM_IMPLEMENTATION_UID,
+    PYNETDICOM_IMPLEMENTATION_VERSION,
+    AllStoragePresentationContexts,
+)
+from pynetdicom.dsutils import create_file_meta, encode_file_meta
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    StorageCommitmentPushModel,
+    Verification,
+)
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicomai.errors import NotDicom, PortInUse
-from dicomai.receive import inbox
+from dicomai import tls
+from dicomai.audit import AuditCode, AuditEvent, Auditor
+from dicomai.errors import HeldElsewhere, NotDicom
+from dicomai.parse import PARSER_ERRORS, parse
+from dicomai.receive import admission, command, inbox
+from dicomai.receive.alerts import Alerts
+from dicomai.receive.association import Association, Message, Terms
+from dicomai.receive.server import Doors, Server, bind
+from dicomai.settings import Receive
 from dicomai.store import queue
 from dicomai.store.database import Database
+from dicomai.study import Instance
+
+__all__ = ["Listener", "bind"]
 
 log = structlog.get_logger()
 
 # PS3.4 B.2.3 and PS3.7 C.
 SUCCESS = 0x0000
+PROCESSING_FAILURE = 0x0110
+SOP_CLASS_NOT_SUPPORTED = 0x0122
 OUT_OF_RESOURCES = 0xA700
 MISMATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
-LARGEST_PDU = 1 << 20
-PATIENCE_SECONDS = 4.0
+
+MEGABYTE = 1 << 20
+UNCOMPRESSED = ALL_TRANSFER_SYNTAXES[:2]
+STORAGE = {str(context.abstract_syntax) for context in AllStoragePresentationContexts}
+SUPPORTED = {
+    **dict.fromkeys(STORAGE, tuple(ALL_TRANSFER_SYNTAXES)),
+    str(Verification): tuple(UNCOMPRESSED),
+    str(StorageCommitmentPushModel): tuple(UNCOMPRESSED),
+}
+# A PACS that reports what it has committed itself to is the SCP of its own association
+# (PS3.4 J.3.3).
+ROLES = {str(StorageCommitmentPushModel): (False, True)}
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """The listening socket; the listener processes inherit it. Raises PortInUse."""
-    server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        server.bind((host, port))
-    except OSError as error:
-        server.close()
-        raise PortInUse(
-            f"cannot listen on {host}:{port}: {error.strerror}: "
-            "stop the other program or change receive.host or receive.port"
-        ) from error
-    server.listen(128)
-    return server
+@dataclass
+class _Visit:
+    """What one association has brought; kept: Study Instance UID -> instances."""
+
+    touched: set[str] = field(default_factory=set)
+    kept: Counter[str] = field(default_factory=Counter)
+    is_told_of_full_disk: bool = False
 
 
 class Listener:
-    """Serves associations on an already listening socket until stop()."""
+    """Serves associations on an already listening socket until stop().
+
+    committed: what a PACS reports of a storage commitment; false where nobody had asked for it.
+    Raises Misuse where the TLS files cannot be used.
+    """
 
     def __init__(
         self,
         listening: socket.socket,
-        ae_title: str,
-        calling_ae_titles: tuple[str, ...],
-        max_associations: int,
+        receive: Receive,
         database: Database,
         data_dir: Path,
-        quiet_seconds: float,
-        release_quiet_seconds: float,
+        auditor: Auditor,
+        committed: Callable[[Dataset], bool] | None = None,
     ) -> None:
+        self._receive = receive
         self._database = database
         self._data_dir = data_dir
-        self._quiet_seconds = quiet_seconds
-        self._release_quiet_seconds = release_quiet_seconds
-        self._touched: dict[Association, set[str]] = {}
+        self._auditor = auditor
+        self._committed = committed
+        self._visits: dict[Association, _Visit] = {}
         self._lock = threading.Lock()
-        ae = AE(ae_title)
-        ae.require_called_aet = True
-        ae.require_calling_aet = list(calling_ae_titles)
-        ae.maximum_associations = max_associations
-        ae.maximum_pdu_size = LARGEST_PDU
-        ae.add_supported_context(Verification)
-        for context in AllStoragePresentationContexts:
-            if context.abstract_syntax is not None:
-                ae.add_supported_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
-        self._server = ae.make_server(
-            listening.getsockname(),
-            evt_handlers=[
-                (evt.EVT_CONN_OPEN, _send_at_once),
-                (evt.EVT_C_STORE, self._store),
-                (evt.EVT_RELEASED, self._released),
-                (evt.EVT_CONN_CLOSE, self._closed),
-            ],
-            server_class=_serving(listening),
+        self._alerts = Alerts(auditor)
+        terms = Terms(
+            ae_title=receive.ae_title,
+            calling_ae_titles=receive.calling_ae_titles,
+            supported=SUPPORTED,
+            roles=ROLES,
+            services={
+                command.C_ECHO_RQ: _echo,
+                command.C_STORE_RQ: self._store,
+                command.N_EVENT_REPORT_RQ: self._report,
+            },
+            max_bytes=receive.max_megabytes * MEGABYTE,
+            implementation=(PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION),
         )
+        doors = Doors(
+            receive.addresses, receive.max_associations, receive.idle_seconds, tls.listens(receive)
+        )
+        self._server = Server(listening, doors, terms, self._alerts, self._released, self._ended)
 
     def serve(self) -> None:
         """Block until stop()."""
-        self._server.serve_forever(poll_interval=0.2)
+        self._alerts.start()
+        self._server.serve()
 
     def stop(self) -> None:
         """Take no new association, give open ones some seconds to end, abort the rest."""
-        self._server.shutdown()
-        self._server.server_close()
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while self._server.active_associations and time.monotonic() < deadline:
-            time.sleep(0.05)
-        for association in self._server.active_associations:
-            association.abort()
+        self._server.stop()
+        self._alerts.stop()
 
-    def _store(self, event: Event) -> int:
-        calling = event.assoc.requestor.ae_title
+    def _store(self, association: Association, message: Message) -> int:
+        calling = association.calling_ae_title
         try:
-            return self._keep(event, calling)
+            return self._keep(association, message)
         except NotDicom as error:
             log.warning("refused", calling_ae_title=calling, reason=str(error))
             return CANNOT_UNDERSTAND
-        except (OSError, SQLAlchemyError) as error:
+        except (OSError, SQLAlchemyError, HeldElsewhere) as error:
             log.error("not_kept", calling_ae_title=calling, error=type(error).__name__)
             return OUT_OF_RESOURCES
         except Exception:  # the sender must get a status, and keeps the object
             log.exception("not_kept", calling_ae_title=calling)
             return OUT_OF_RESOURCES
 
-    def _keep(self, event: Event, calling_ae_title: str) -> int:
-        dataset = event.encoded_dataset(include_meta=False)
-        syntax = str(event.context.transfer_syntax)
-        header = inbox.parse(dataset, syntax)
-        request = cast(C_STORE, event.request)
-        if header.sop_instance_uid != request.AffectedSOPInstanceUID or (
-            header.sop_class_uid != request.AffectedSOPClassUID
+    def _keep(self, association: Association, message: Message) -> int:
+        visit = self._visit(association)
+        if message.context.abstract_syntax not in STORAGE:
+            return SOP_CLASS_NOT_SUPPORTED
+        if not self._has_space(visit):
+            return OUT_OF_RESOURCES
+        syntax = message.context.transfer_syntax
+        header = inbox.parse(message.dataset, syntax)
+        asked = message.command
+        if (header.sop_instance_uid, header.sop_class_uid) != (
+            asked.sop_instance_uid,
+            asked.sop_class_uid,
         ):
             log.warning(
-                "refused", calling_ae_title=calling_ae_title, reason="not the command's UID"
+                "refused",
+                calling_ae_title=association.calling_ae_title,
+                reason="not the command's UID",
             )
             return MISMATCH
-        self._touch(event.assoc, header.study_instance_uid)
-        meta = b"\0" * 128 + b"DICM" + encode_file_meta(event.file_meta)
-        instance = inbox.keep(self._data_dir / "inbox", header, syntax, meta, dataset)
-        outcome, replaced = queue.arrive(
-            self._database,
-            queue.Arrival(
+        with self._lock:
+            visit.touched.add(header.study_instance_uid)
+        meta = _file_meta(header, syntax)
+        instance = inbox.keep(self._data_dir / "inbox", header, syntax, meta, message.dataset)
+        size = len(meta) + len(message.dataset)
+        self._admit(association, header, instance, size)
+        visit.kept[header.study_instance_uid] += 1
+        return SUCCESS
+
+    def _admit(
+        self, association: Association, header: inbox.Header, instance: Instance, size: int
+    ) -> None:
+        try:
+            outcome = admission.admit(
+                self._database,
+                self._data_dir,
+                header,
                 instance,
-                header.study_instance_uid,
-                len(meta) + len(dataset),
-                header.analyzable,
-                calling_ae_title,
-                header.expected_instances,
-            ),
-            self._data_dir,
-            self._quiet_seconds,
-        )
-        if replaced is not None:
-            replaced.unlink(missing_ok=True)
+                size,
+                association.calling_ae_title,
+                self._receive.quiet_seconds,
+            )
+        except HeldElsewhere:  # no row names it, and none will
+            study = header.study_instance_uid
+            admission.discard(self._database, self._data_dir, study, [instance.path])
+            raise
         log.info(
             "received",
             study=header.study_instance_uid,
             instance=header.sop_instance_uid,
             outcome=outcome.value,
         )
+
+    def _has_space(self, visit: _Visit) -> bool:
+        found = os.statvfs(self._data_dir)
+        free_megabytes = found.f_bavail * found.f_frsize // MEGABYTE
+        if free_megabytes >= self._receive.min_free_megabytes:
+            return True
+        if not visit.is_told_of_full_disk:
+            visit.is_told_of_full_disk = True
+            log.error(
+                "disk_nearly_full",
+                free_megabytes=free_megabytes,
+                min_free_megabytes=self._receive.min_free_megabytes,
+            )
+        return False
+
+    def _report(self, association: Association, message: Message) -> int:
+        """N-EVENT-REPORT: what a PACS says of a storage commitment (PS3.4 J.3.3)."""
+        if message.context.abstract_syntax != StorageCommitmentPushModel:
+            return SOP_CLASS_NOT_SUPPORTED
+        try:
+            ds = parse(message.dataset, UID(message.context.transfer_syntax))
+            known = self._committed is not None and self._committed(ds)
+        except (*PARSER_ERRORS, NotDicom, SQLAlchemyError) as error:
+            log.error("commitment_not_noted", error=type(error).__name__)
+            return PROCESSING_FAILURE
+        if not known:
+            calling = association.calling_ae_title
+            log.warning("commitment_of_nothing_asked", calling_ae_title=calling)
         return SUCCESS
 
-    def _touch(self, association: Association, study_instance_uid: str) -> None:
+    def _visit(self, association: Association) -> _Visit:
         with self._lock:
-            self._touched.setdefault(association, set()).add(study_instance_uid)
+            return self._visits.setdefault(association, _Visit())
 
-    def _released(self, event: Event) -> None:
+    def _released(self, association: Association) -> None:
         with self._lock:
-            mine = self._touched.pop(event.assoc, set())
-            others = set().union(*self._touched.values()) if self._touched else set()
+            mine = self._visits.get(association, _Visit()).touched
+            others = [v.touched for a, v in self._visits.items() if a is not association]
+            finished = sorted(mine.difference(*others))
         try:
             queue.association_released(
-                self._database, sorted(mine - others), self._release_quiet_seconds
+                self._database, finished, self._receive.release_quiet_seconds
             )
         except SQLAlchemyError as error:  # the quiet period still ends by itself
             log.warning("release_not_noted", error=type(error).__name__)
 
-    def _closed(self, event: Event) -> None:
+    def _ended(self, association: Association) -> None:
         with self._lock:
-            self._touched.pop(event.assoc, None)
+            visit = self._visits.pop(association, _Visit())
+        for study, count in visit.kept.items():
+            self._auditor.note(
+                AuditEvent(
+                    AuditCode.TRANSFERRED,
+                    "C",
+                    association.calling_ae_title,
+                    address=association.address,
+                    study_instance_uid=study,
+                    count=count,
+                )
+            )
 
 
-def _send_at_once(event: Event) -> None:
-    # Nagle's algorithm holds each response back for up to 40 ms.
-    transport = event.assoc.dul.socket
-    if transport is not None and transport.socket is not None:
-        transport.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+def _echo(_association: Association, _message: Message) -> int:
+    return SUCCESS
 
 
-def _serving(listening: socket.socket) -> type[ThreadedAssociationServer]:
-    class Server(ThreadedAssociationServer):
-        """Serves a socket that is bound already."""
-
-        def server_bind(self) -> None:
-            assert self.socket is not None
-            self.socket.close()
-            self.socket = listening
-            self.socket.settimeout(self.ae.network_timeout)
-            self.server_address = listening.getsockname()
-
-        def server_activate(self) -> None:
-            """The socket listens already."""
-
-        def shutdown(self) -> None:
-            """End serve_forever()."""
-            socketserver.BaseServer.shutdown(self)
-
-        def server_close(self) -> None:
-            """Close this process's handle; other processes go on listening on the socket."""
-            listening.close()
-
-    return Server
+def _file_meta(header: inbox.Header, transfer_syntax_uid: str) -> bytes:
+    """Preamble, prefix and file meta information (PS3.10 7.1)."""
+    meta = create_file_meta(
+        sop_class_uid=UID(header.sop_class_uid),
+        sop_instance_uid=UID(header.sop_instance_uid),
+        transfer_syntax=UID(transfer_syntax_uid),
+    )
+    return b"\0" * 128 + b"DICM" + encode_file_meta(meta)

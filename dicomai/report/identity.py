@@ -75,7 +75,8 @@ UNPAIRED = frozenset((
 
 def make_uid(*parts: str) -> str:
     """A UID that is the same for the same parts (PS3.5 B.2; RFC 9562 version 5)."""
-    return f"2.25.{uuid.uuid5(NAMESPACE, '|'.join(parts)).int}"
+    # str: in a damaged header, a UID may have the VR of a name.
+    return f"2.25.{uuid.uuid5(NAMESPACE, '|'.join(map(str, parts))).int}"
 
 
 def algorithm_key(algorithm: Algorithm) -> str:

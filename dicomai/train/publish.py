@@ -4,7 +4,8 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from dicomai import durable
 from dicomai.errors import Misuse
 from dicomai.infer import package
 from dicomai.infer.network import ResNetWithMaps, build
@@ -81,9 +83,7 @@ def publish(
     (label,) = recipe.labels
     if label not in CODES:
         raise Misuse(f"there is no code for the label {label}: add it to dicomai/train/publish.py")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        work = Path(scratch)
+    with scratch(folder) as work:
         weights = {
             key: value.half().contiguous() if value.is_floating_point() else value.contiguous()
             for key, value in trained.network.state_dict().items()
@@ -111,8 +111,28 @@ def publish(
         evaluation["epochs"] = [dataclasses.asdict(epoch) for epoch in trained.epochs]
         (work / "evaluation.json").write_text(json.dumps(evaluation, indent=1) + "\n")
         package.verify(package.read(work))
-        shutil.copytree(work, folder)
+        for file in work.iterdir():
+            durable.sync_file(file)
+        durable.sync_folder(work)
+        work.rename(folder)
+        durable.sync_folder(folder.parent)
     return package.read(folder)
+
+
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """An empty folder that is renamed to become a package; what is left of it goes.
+
+    It lies one level deeper than packages are looked for: a training that is killed leaves none.
+    """
+    around = folder.with_name(f"{folder.name}{durable.TEMPORARY}")
+    shutil.rmtree(around, ignore_errors=True)  # of one that was killed
+    work = around / folder.name
+    work.mkdir(parents=True)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(around)
 
 
 def refuse_existing(out: Path, name: str, version: str) -> Path:

@@ -1,0 +1,130 @@
+"""Runs a part of dicomai that kills itself at one exact point: killed.py ROLE POINT ARGUMENTS...
+
+The product knows nothing of it: one function of it, or of what it calls, is wrapped beforehand.
+ROLE is a command of dicomai, or "train" for python -m dicomai.train.
+"""
+
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+# A process that has imported everything and only forks: torch takes seconds to import.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["dicomai.cli", "dicomai.worker", "dicomai.train.__main__"])
+
+
+@dataclass(frozen=True)
+class Point:
+    """Before or after the so manyth call of a function, named as module:name.name."""
+
+    function: str
+    when: Literal["before", "after"]
+    call: int = 1
+
+
+POINTS = {
+    # run
+    "a role is forked": Point("dicomai.supervise:_die_with_parent", "before"),
+    # listen
+    "an object's file is begun": Point("os:fdopen", "after"),
+    "an object's file is written": Point("pathlib:Path.rename", "before"),
+    "an object is on disk": Point("dicomai.store.queue:arrive", "before"),
+    "an object is committed": Point("dicomai.store.queue:arrive", "after"),
+    # infer
+    "a study is claimed": Point("dicomai.worker:analyze", "before"),
+    "a study is scored": Point("dicomai.infer.batcher:Batcher.predict", "after"),
+    "a result's file is begun": Point("os:fdopen", "after"),
+    "one result is on disk": Point("dicomai.analyze:write", "after"),
+    "all results are on disk": Point("dicomai.store.queue:complete", "before"),
+    "a study is committed": Point("dicomai.store.queue:complete", "after"),
+    # deliver
+    "a result is in the PACS": Point("dicomai.deliver.sender:store", "after"),
+    # purge
+    "a study is purged": Point("dicomai.store.removal:purge", "after"),
+    # db upgrade
+    "a table of the new schema is made": Point(
+        "alembic.operations:Operations.create_table", "after"
+    ),
+    # train
+    "a model is trained": Point("dicomai.train.__main__:publish", "before"),
+    "a model's weights are written": Point("dicomai.train.publish:save_file", "after"),
+    "a model's folder is whole": Point("dicomai.infer.package:verify", "after"),
+    "a model is about to be renamed": Point("pathlib:Path.rename", "before"),
+}
+
+
+def arm(point: Point, number: int = signal.SIGKILL) -> None:
+    """Wrap the function that the point names; number: the signal that the process gives itself."""
+    module, _, path = point.function.partition(":")
+    *owners, name = path.split(".")
+    owner: Any = importlib.import_module(module)
+    for part in owners:
+        owner = getattr(owner, part)
+    setattr(owner, name, deadly(getattr(owner, name), point, number))
+
+
+def deadly(function: Callable[..., Any], point: Point, number: int) -> Callable[..., Any]:
+    """The function, and the end (or a pause) of this process before or after one of its calls."""
+    lock, calls = threading.Lock(), 0
+
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        with lock:
+            calls += 1
+            mine = calls == point.call
+        if mine and point.when == "before":
+            os.kill(os.getpid(), number)
+        result = function(*arguments, **named)
+        if mine and point.when == "after":
+            os.kill(os.getpid(), number)
+        return result
+
+    return wrapped
+
+
+def start(
+    role: str, point: str | None, arguments: list[str], log: Path, number: int = signal.SIGKILL
+) -> Any:
+    """A process that runs a role, and dies at the point if one is named; output goes to log."""
+    process = SERVER.Process(target=run, args=(role, point, arguments, log, number))
+    process.start()
+    return process
+
+
+def run(
+    role: str,
+    point: str | None,
+    arguments: list[str],
+    log: Path | None = None,
+    number: int = signal.SIGKILL,
+) -> None:
+    """As the command line does."""
+    if log is not None:
+        with log.open("ab") as file:
+            os.dup2(file.fileno(), sys.stdout.fileno())
+            os.dup2(file.fileno(), sys.stderr.fileno())
+    if point is not None:
+        arm(POINTS[point], number)
+    sys.argv = ["dicomai", role, *arguments]
+    if role == "train":
+        import typer
+
+        from dicomai.train.__main__ import main
+
+        del sys.argv[1]
+        typer.run(main)
+    else:
+        from dicomai.cli import main as command_line
+
+        command_line()
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], sys.argv[2], sys.argv[3:])
