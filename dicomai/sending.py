@@ -3,6 +3,7 @@
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,6 +13,7 @@ from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext
 
 from dicomai import tls
+from dicomai.audit import SENT, AuditCode, AuditEvent, Auditor, open_auditor
 from dicomai.deliver import commitment, sender
 from dicomai.deliver.backoff import wait_seconds
 from dicomai.errors import Rejected, Retryable
@@ -31,10 +33,11 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
     """Send results until told to stop; a slow destination holds up no other."""
     tls.check(settings.destinations)
     database = join(settings)
+    auditor = open_auditor(settings, database)
     threads = [
         threading.Thread(target=work_until, args=(stop, sending.step), daemon=True)
         for destination in settings.destinations
-        for sending in [Sending(settings, database, destination, stop)]
+        for sending in [Sending(settings, database, destination, auditor, stop)]
         for _ in range(destination.associations)
     ]
     for thread in threads:
@@ -44,6 +47,7 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
     deadline = time.monotonic() + FINISH_SECONDS
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
+    auditor.close()
 
 
 class Sending:
@@ -54,6 +58,7 @@ class Sending:
         settings: Settings,
         database: Database,
         destination: Destination,
+        auditor: Auditor,
         stop: threading.Event,
     ) -> None:
         self._limits = settings.deliver
@@ -61,6 +66,7 @@ class Sending:
         self._calling_ae_title = settings.receive.ae_title
         self._database = database
         self._destination = destination
+        self._auditor = auditor
         self._stop = stop
         self._lease_seconds = 2 * self._limits.timeout_seconds + 30
 
@@ -91,11 +97,12 @@ class Sending:
         waiting = [item for item in items if self._is_whole(item)]
         if not waiting:
             return
+        stored: Counter[str] = Counter()
         try:
             with self._association([item.path for item in waiting]) as assoc:
                 while waiting and not self._stop.is_set():
                     if outbox.start_delivery(self._database, waiting, self._lease_seconds):
-                        self._store(assoc, waiting[0])
+                        stored[waiting[0].study_instance_uid] += self._store(assoc, waiting[0])
                     waiting.pop(0)
         except Rejected as error:  # of the whole association
             for item in waiting:
@@ -105,14 +112,33 @@ class Sending:
             outbox.release_deliveries(self._database, waiting)
         else:
             outbox.release_deliveries(self._database, waiting)
+        self._audit(stored)
 
-    def _store(self, assoc: Association, item: Delivery) -> None:
-        """Send one object. Raises Retryable where the association is of no more use."""
+    def _audit(self, stored: Counter[str]) -> None:
+        """One event for each study that went over an association."""
+        for uid, count in (+stored).items():
+            self._auditor.note(
+                AuditEvent(
+                    AuditCode.TRANSFERRED,
+                    "R",
+                    self._destination.ae_title,
+                    type=SENT,
+                    address=self._destination.host,
+                    study_instance_uid=uid,
+                    count=count,
+                )
+            )
+
+    def _store(self, assoc: Association, item: Delivery) -> bool:
+        """Send one object; whether it was stored.
+
+        Raises Retryable where the association is of no more use.
+        """
         try:
             warning = sender.store(assoc, item.path)
         except Rejected as error:
             self._refused(item, error)
-            return
+            return False
         except Retryable as error:
             self._put_off(item, str(error))
             raise
@@ -128,6 +154,7 @@ class Sending:
         else:
             outbox.finish_delivery(self._database, item, "delivered", warning)
         outbox.resume_destination(self._database, self._destination.name)
+        return True
 
     def _is_whole(self, item: Delivery) -> bool:
         """Whether the result's file can be sent; if not, only this delivery fails."""

@@ -416,6 +416,20 @@ def test_what_was_sent_before_is_the_same_byte_for_byte_whoever_dies_over_making
     assert {name: after[name] for name in before} == before
 
 
+def test_a_worker_that_wakes_up_after_another_has_done_its_work_changes_nothing(
+    site: Site,
+) -> None:
+    ds = make.chest_radiograph()
+    site.receive(ds)
+    with site.paused("infer", "a study is scored"):
+        site.infer(ds.StudyInstanceUID, 1)
+        committed = site.files("results")
+    wait_until(lambda: '"lease_lost"' in site.log.read_text(), 60, "it has lost its lease")
+    assert len(site.rows(analysis)) == 1
+    made = {row["path"] for row in queries.results(site.database, ds.StudyInstanceUID)}
+    assert {name: site.files("results")[name] for name in made} == committed
+
+
 def test_an_analysis_that_was_committed_is_not_made_again(site: Site) -> None:
     ds = make.chest_radiograph()
     site.receive(ds)
@@ -532,6 +546,16 @@ def test_a_sweep_does_not_remove_results_that_are_made_again_at_that_moment(
     with ExitStack() as stack:
         going_on = site.paused("infer", "all results are on disk")
         sweep_meanwhile(site, monkeypatch, "results", lambda: stack.enter_context(going_on))
+    wait_until(lambda: site.study(ds.StudyInstanceUID, state="analyzed"), 60, "analyzed")
+    made = {row["path"] for row in queries.results(site.database, ds.StudyInstanceUID)}
+    assert set(site.files("results")) == made
+
+
+def test_a_sweep_leaves_the_results_of_an_analysis_that_takes_long(site: Site) -> None:
+    ds = make.chest_radiograph()
+    site.receive(ds)
+    with site.paused("infer", "all results are on disk"):
+        assert site.sweep() == "0 adopted, 0 removed"
     wait_until(lambda: site.study(ds.StudyInstanceUID, state="analyzed"), 60, "analyzed")
     made = {row["path"] for row in queries.results(site.database, ds.StudyInstanceUID)}
     assert set(site.files("results")) == made

@@ -7,10 +7,11 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect
+from studies import bench as new_bench
 
 from dicomai.errors import DatabaseUnready
 from dicomai.settings import shipped
-from dicomai.store import queries
+from dicomai.store import outbox, queries, queue
 from dicomai.store.database import (
     Database,
     current_revision,
@@ -27,6 +28,7 @@ VIEWS = {
     "v_study": queries.v_study,
     "v_delivery": queries.v_delivery,
 }
+UIDS = [f"1.{number}" for number in range(1, 8)]
 NEXT = """\
 import sqlalchemy as sa
 from alembic import op
@@ -123,3 +125,38 @@ def test_a_newer_database_is_refused_and_not_upgraded(database: Database) -> Non
     assert "newer than this dicomai" in refusal(database)
     with pytest.raises(DatabaseUnready, match="newer than this dicomai"):
         upgrade(database, MIGRATIONS)
+
+
+def test_a_study_in_every_state_survives_a_migration_and_goes_on(database: Database) -> None:
+    bench = new_bench(database)
+    for uid in ("1.1", "1.2", "1.3"):  # their deliveries: waiting, under way, failed and delivered
+        bench.arrive(study=uid)
+        bench.analyze()
+        if uid == "1.2":
+            bench.claim_deliveries()
+        elif uid == "1.3":
+            sent, refused = bench.claim_deliveries()[:2]
+            outbox.finish_delivery(bench.database, sent, "delivered")
+            outbox.finish_delivery(bench.database, refused, "failed", "refused")
+    bench.arrive(study="1.4")
+    bench.fail(bench.claim_due(), "broken")
+    bench.arrive(study="1.5", analyzable=False)
+    bench.arrive(study="1.6")
+    bench.claim_due()
+    bench.arrive(study="1.7")
+    states = {uid: bench.study(uid).state for uid in UIDS}
+    assert set(states.values()) == {"receiving", "analyzing", "analyzed", "skipped", "failed"}
+    deliveries = sorted(row.state for row in bench.deliveries().values())
+    downgrade(database, MIGRATIONS, "0002")
+    upgrade(database, MIGRATIONS)
+    assert {uid: bench.study(uid).state for uid in UIDS} == states
+    assert sorted(row.state for row in bench.deliveries().values()) == deliveries
+    bench.clock.wait(1000)
+    for _ in range(2):  # what was received, and what a worker died over
+        claim = bench.claim()
+        assert claim is not None
+        bench.complete(claim)
+    assert {bench.study(uid).state for uid in ("1.6", "1.7")} == {"analyzed"}
+    bench.deliver()
+    assert queue.retry_study(bench.database, "1.4")
+    assert bench.unexplained() == []

@@ -17,6 +17,7 @@ from sqlalchemy import func, select
 from studies import Bench
 from studies import bench as new_bench
 
+from dicomai.audit import Auditor
 from dicomai.sending import REPORT_SECONDS, Sending
 from dicomai.settings import Deliver, Destination, Settings
 from dicomai.store import outbox, queries
@@ -63,7 +64,8 @@ class Site:
         """To a destination on this port."""
         peer = Destination(name=name, ae_title=called, host="127.0.0.1", port=port, **more)
         settings = Settings(data_dir=self.folder, deliver=DELIVER, destinations=(peer,))
-        return Sending(settings, self.bench.database, peer, threading.Event())
+        auditor = Auditor(self.bench.database)
+        return Sending(settings, self.bench.database, peer, auditor, threading.Event())
 
     def listed(self) -> list[dict[str, object]]:
         """What `delivery list` shows."""
@@ -256,6 +258,17 @@ def test_several_associations_send_each_object_once(site: Site) -> None:
             list(pool.map(lambda _: until_nothing_is_due(sending), range(4)))
     assert len(peer.order) == len(set(peer.order)) == 20
     assert set(site.states()) == {"delivered"}
+
+
+def test_what_was_sent_is_audited_by_study(site: Site) -> None:
+    site.analyze(2)
+    with Peer().listening() as peer:
+        until_nothing_is_due(site.sending(peer.port))
+    rows = queries.audit_events(site.bench.database, queries.AuditFilter(), 10)
+    assert {(row["study_instance_uid"], row["count"], row["who"], row["type"]) for row in rows} == {
+        ("1.2.0", 2, "PACS", "sent"),
+        ("1.2.1", 2, "PACS", "sent"),
+    }
 
 
 def test_a_result_file_that_is_gone_fails_its_delivery_alone(site: Site) -> None:

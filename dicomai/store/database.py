@@ -106,17 +106,40 @@ def upgrade(database: Database, migrations: Path, revision: str = "head") -> Non
     config = _alembic(migrations)
     if found is not None and found not in _revisions(config):
         raise DatabaseUnready(_newer(found))
-    with database.engine.connect().execution_options(immediate=True) as connection:
-        config.attributes["connection"] = connection
+    with _migrating(database, config):
         alembic.command.upgrade(config, revision)
 
 
 def downgrade(database: Database, migrations: Path, revision: str) -> None:
     """Run the migrations down to a revision; "base" drops everything."""
     config = _alembic(migrations)
+    with _migrating(database, config):
+        alembic.command.downgrade(config, revision)
+
+
+@contextmanager
+def _migrating(database: Database, config: Config) -> Iterator[None]:
+    """The connection for a migration; all of it is one transaction.
+
+    SQLite changes a table by making it anew, which the rows that refer to it must not see: their
+    references are looked at afterwards (sqlite.org/lang_altertable.html, section 7).
+    """
     with database.engine.connect().execution_options(immediate=True) as connection:
         config.attributes["connection"] = connection
-        alembic.command.downgrade(config, revision)
+        driver: Any = connection.connection.driver_connection
+        if not database.is_sqlite:
+            yield
+            return
+        driver.execute("PRAGMA foreign_keys=OFF")  # of no effect within a transaction
+        try:
+            yield
+        finally:
+            connection.rollback()
+            driver.execute("PRAGMA foreign_keys=ON")
+        if driver.execute("PRAGMA foreign_key_check").fetchone() is not None:
+            raise DatabaseUnready(
+                "after the migration rows refer to others that are not there: restore a backup"
+            )
 
 
 def _alembic(migrations: Path) -> Config:
