@@ -332,6 +332,8 @@ def everything_is_kept(database: Database, data: Path, tally: Tally) -> list[str
             faults.append(f"lost: {uid} has no row")
         elif row.digest != item.content:
             faults.append(f"lost: {uid} has another digest")
+        elif not (data / row.path).is_file():
+            faults.append(f"lost: {uid} has no file")
         elif dataset_of((data / row.path).read_bytes()) != dataset_of(item.path.read_bytes()):
             faults.append(f"lost: {uid} has other bytes")
     faults += [f"never acknowledged: {uid}" for uid in rows.keys() - tally.acknowledged.keys()]

@@ -34,6 +34,16 @@ from dicomai.store.database import Database, open_database, require_current, upg
 from dicomai.store.tables import analysis, delivery, instance, study, task
 
 LEASE_SECONDS = 3.0
+# What has nothing to do with the kind of database is tried on one.
+sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+def points(first: str, *others: str) -> pytest.MarkDecorator:
+    """The first on both databases, the others on SQLite."""
+    pairs = [("sqlite", first), ("postgres", first), *(("sqlite", other) for other in others)]
+    return pytest.mark.parametrize(("database_url", "point"), pairs, indirect=["database_url"])
+
+
 OLD = 3600.0  # seconds: more than a file may wait for its row
 
 
@@ -251,7 +261,7 @@ def test_a_role_ends_whichever_of_its_threads_takes_the_signal(tmp_path: Path, r
 # While an object is received
 
 
-@pytest.mark.parametrize("point", ["an object's file is begun", "an object's file is written"])
+@points("an object's file is written", "an object's file is begun")
 def test_a_listener_killed_while_it_writes_has_acknowledged_nothing_and_leaves_only_a_part(
     site: Site, point: str
 ) -> None:
@@ -347,7 +357,7 @@ def test_a_replacement_that_was_committed_is_not_undone_by_the_file_that_it_repl
 # While a study is analyzed
 
 
-@pytest.mark.parametrize("point", ["a study is claimed", "a study is scored"])
+@points("a study is scored", "a study is claimed")
 def test_a_study_whose_worker_was_killed_is_analyzed_once_when_the_lease_has_run_out(
     site: Site, point: str
 ) -> None:
@@ -372,7 +382,7 @@ def test_a_study_whose_worker_was_killed_is_analyzed_once_when_the_lease_has_run
     assert (claims[1] - claims[0]).total_seconds() >= LEASE_SECONDS
 
 
-@pytest.mark.parametrize("point", ["a result's file is begun", "all results are on disk"])
+@points("all results are on disk", "a result's file is begun")
 def test_results_that_were_written_and_not_committed_are_nobodys_and_are_swept(
     site: Site, point: str
 ) -> None:
@@ -412,10 +422,11 @@ def test_what_was_sent_before_is_the_same_byte_for_byte_whoever_dies_over_making
 
     site.infer(uid, 2)
     after = site.files("results")
-    assert after.keys() == left.keys()
+    assert after.keys() > before.keys()
     assert {name: after[name] for name in before} == before
 
 
+@sqlite
 def test_a_worker_that_wakes_up_after_another_has_done_its_work_changes_nothing(
     site: Site,
 ) -> None:
@@ -430,6 +441,7 @@ def test_a_worker_that_wakes_up_after_another_has_done_its_work_changes_nothing(
     assert {name: site.files("results")[name] for name in made} == committed
 
 
+@sqlite
 def test_an_analysis_that_was_committed_is_not_made_again(site: Site) -> None:
     ds = make.chest_radiograph()
     site.receive(ds)
@@ -523,6 +535,7 @@ def sweep_meanwhile(
     assert happened
 
 
+@sqlite
 def test_a_sweep_does_not_remove_what_is_sent_again_and_acknowledged_at_that_moment(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -535,6 +548,7 @@ def test_a_sweep_does_not_remove_what_is_sent_again_and_acknowledged_at_that_mom
     assert list(site.files("inbox")) == [row["path"]]
 
 
+@sqlite
 def test_a_sweep_does_not_remove_results_that_are_made_again_at_that_moment(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -548,9 +562,11 @@ def test_a_sweep_does_not_remove_results_that_are_made_again_at_that_moment(
         sweep_meanwhile(site, monkeypatch, "results", lambda: stack.enter_context(going_on))
     wait_until(lambda: site.study(ds.StudyInstanceUID, state="analyzed"), 60, "analyzed")
     made = {row["path"] for row in queries.results(site.database, ds.StudyInstanceUID)}
-    assert set(site.files("results")) == made
+    assert made
+    assert made <= site.files("results").keys()
 
 
+@sqlite
 def test_a_sweep_leaves_the_results_of_an_analysis_that_takes_long(site: Site) -> None:
     ds = make.chest_radiograph()
     site.receive(ds)
@@ -558,7 +574,8 @@ def test_a_sweep_leaves_the_results_of_an_analysis_that_takes_long(site: Site) -
         assert site.sweep() == "0 adopted, 0 removed"
     wait_until(lambda: site.study(ds.StudyInstanceUID, state="analyzed"), 60, "analyzed")
     made = {row["path"] for row in queries.results(site.database, ds.StudyInstanceUID)}
-    assert set(site.files("results")) == made
+    assert made
+    assert made <= site.files("results").keys()
 
 
 def test_a_purge_that_is_killed_does_not_come_back(site: Site) -> None:

@@ -5,6 +5,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,11 @@ from structlog.testing import capture_logs
 
 from dicomai.receive import server
 from dicomai.receive.association import LARGEST_PDU
+from dicomai.settings import shipped
 from dicomai.store import queries
-from dicomai.store.database import Database
+from dicomai.store.database import Database, open_database, upgrade
 
 RELEASE = pdu(doors.RELEASE_RQ, bytes(4))
-ECHO = struct.pack("<HHI18sHHIHHHIHHHIH", 0, 2, 18, b"1.2.840.10008.1.1", 0, 0x100, 2, 0x30,
-                   0, 0x110, 2, 1, 0, 0x800, 2, 0x101)  # fmt: skip
 
 
 @pytest.fixture
@@ -39,25 +39,45 @@ def database_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/dicomai.db"
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """What DCMTK sends; storing: request, command, dataset in pieces, release."""
+
+    file: Path
+    storing: list[bytes]
+    echoing: list[bytes]
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    """Recorded once for the whole run."""
+    folder = tmp_path_factory.mktemp("recorded")
+    (file,) = make.save(folder, [make.chest_radiograph()])
+    database = open_database(f"sqlite:///{folder}/dicomai.db")
+    upgrade(database, shipped("migrations"))
+    with listening(database, folder) as port:
+        storing = doors.record(port, "storescu", "-R", file)
+        echoing = doors.record(port, "echoscu")
+    database.engine.dispose()
+    return Recorded(file, storing, echoing)
+
+
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
+def file(recorded: Recorded) -> Path:
     """A radiograph to send."""
-    return make.save(tmp_path / "sent", [make.chest_radiograph()])[0]
+    return recorded.file
 
 
 @pytest.fixture
-def storing(database: Database, tmp_path: Path, file: Path) -> list[bytes]:
-    """What storescu sends with a radiograph: request, command, dataset in pieces, release."""
-    with listening(database, tmp_path / "recorded") as port:
-        (tmp_path / "recorded").mkdir()
-        return doors.record(port, "storescu", "-R", file)
+def storing(recorded: Recorded) -> list[bytes]:
+    """The PDUs with that radiograph."""
+    return recorded.storing
 
 
 @pytest.fixture
-def echoing(database: Database, tmp_path: Path) -> list[bytes]:
-    """What echoscu sends: request, command, release."""
-    with listening(database, tmp_path) as port:
-        return doors.record(port, "echoscu")
+def echoing(recorded: Recorded) -> list[bytes]:
+    """The PDUs of an echo: request, command, release."""
+    return recorded.echoing
 
 
 def kept(folder: Path) -> list[Path]:
@@ -329,16 +349,13 @@ def released(connection: socket.socket) -> None:
 def test_a_sender_that_breaks_off_leaves_nothing_behind(
     database: Database, tmp_path: Path, file: Path, storing: list[bytes], end: Any
 ) -> None:
-    clean = tmp_path / "clean"
-    clean.mkdir()
-    with listening(database, clean, max_associations=1) as port:
-        before = queries.studies(database)
+    with listening(database, tmp_path, max_associations=1) as port:
         connection = establish(port, storing[0])
         connection.sendall(b"".join(storing[1:3]))
         end(connection)
         wait_until(lambda: is_served(port), 5, "the place is free")
-        assert kept(clean) == []
-        assert queries.studies(database) == before
+        assert kept(tmp_path) == []
+        assert queries.studies(database) == []
         assert dcmtk("storescu", port, file).returncode == 0
 
 
@@ -367,7 +384,8 @@ def lies(storing: list[bytes]) -> Iterator[tuple[str, list[bytes]]]:
     yield "an acceptance", [pdu(doors.ASSOCIATE_AC, bytes(68))]
     yield "an empty fragment", [pdu(doors.DATA, struct.pack(">I", 0))]
     yield "a fragment without a header", [pdu(doors.DATA, struct.pack(">IB", 1, context_id))]
-    yield "a fragment longer than its PDU", [pdu(doors.DATA, struct.pack(">IBB", 99, 1, 3))]
+    beyond = struct.pack(">IBB", 99, context_id, 2) + b"x"
+    yield "a fragment longer than its PDU", [storing[1], pdu(doors.DATA, beyond)]
     yield "a context that was not accepted", [data_pdu(255, 3, command)]
     yield "a message in two contexts", [storing[1], data_pdu(context_id ^ 2, 2, b"x")]
     yield "a dataset without a command", [data_pdu(context_id, 2, b"x")]
@@ -409,7 +427,7 @@ def broken_requests(request: bytes) -> Iterator[tuple[str, bytes]]:
     yield "an AE title that is not ASCII", fixed[:20] + b"\xc4" * 16 + fixed[36:] + good
     yield "an AE title with a line feed", fixed[:20] + b"A\nB".ljust(16) + fixed[36:] + good
     yield "an item that is cut off", fixed + good + b"\x20\0"
-    yield "an item longer than its PDU", fixed + good + b"\x20\0\xff\xff"
+    yield "an item longer than its PDU", fixed + good + b"\x77\0\xff\xff"
     yield "a sub-item longer than its item", fixed + item(0x20, b"\1\0\0\0\x30\0\0\x99")
     yield "a context without identifier", fixed + item(0x20, b"")
     yield "an even identifier", fixed + item(0x20, b"\2\0\0\0" + abstract + transfer)
@@ -459,13 +477,11 @@ def test_a_dataset_of_another_instance_than_the_commands_is_a_mismatch(
     uid = file.stem.encode()
     other = generate_uid().encode()[: len(uid)].ljust(len(uid), b"1")
     assert uid in storing[1]
-    clean = tmp_path / "clean"
-    clean.mkdir()
-    with listening(database, clean) as port:
+    with listening(database, tmp_path) as port:
         with establish(port, storing[0]) as connection:
             connection.sendall(storing[1].replace(uid, other) + b"".join(storing[2:-1]))
             assert status_of(doors.read_pdu(connection)) == 0xA900
-    assert kept(clean) == []
+    assert kept(tmp_path) == []
 
 
 def test_an_operation_that_we_do_not_offer_is_answered_so(
@@ -479,15 +495,19 @@ def test_an_operation_that_we_do_not_offer_is_answered_so(
             assert status_of(doors.read_pdu(connection)) == 0x0211
 
 
-def test_an_answer_comes_in_pdus_that_the_peer_can_take(database: Database, tmp_path: Path) -> None:
-    ds = make.chest_radiograph()
-    ae = AE("MODALITY")
-    ae.maximum_pdu_size = 32
-    ae.add_requested_context(ds.SOPClassUID, ds.file_meta.TransferSyntaxUID)
+def test_an_answer_comes_in_pdus_that_the_peer_can_take(
+    database: Database, tmp_path: Path, echoing: list[bytes]
+) -> None:
+    place = echoing[0].index(b"\x51\0\0\4") + 4
+    modest = echoing[0][:place] + struct.pack(">I", 32) + echoing[0][place + 4 :]
     with listening(database, tmp_path) as port:
-        assoc = ae.associate("127.0.0.1", port, ae_title="DICOMAI")
-        assert assoc.send_c_store(ds).Status == 0x0000
-        assoc.release()
+        with establish(port, modest) as connection:
+            connection.sendall(echoing[1])
+            pieces = [doors.read_pdu(connection)]
+            while not pieces[-1][11] & 2:  # the last fragment (PS3.8 E.2)
+                pieces.append(doors.read_pdu(connection))
+    assert {len(piece) - 6 for piece in pieces[:-1]} == {32}
+    assert status_of(b"".join(piece[12:] for piece in pieces)) == 0x0000
 
 
 def test_a_pacs_reports_what_it_has_committed_itself_to(database: Database, tmp_path: Path) -> None:
@@ -505,6 +525,7 @@ def test_a_pacs_reports_what_it_has_committed_itself_to(database: Database, tmp_
 
     with listening(database, tmp_path, committed) as port:
         assoc = ae.associate("127.0.0.1", port, ae_title="DICOMAI", ext_neg=[role])
+        assert assoc.accepted_contexts[0].as_scp
         status, _ = assoc.send_n_event_report(
             ds, 1, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
         )
