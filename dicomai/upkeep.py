@@ -52,14 +52,35 @@ def sweep(settings: Settings, database: Database) -> str:
         for files in inbox.files_before(settings.data_dir / folder, before):
             names = {str(file.relative_to(settings.data_dir)): file for file in files}
             known = queries.known_paths(database, list(names))
-            for name in names.keys() - known:
-                if folder == "inbox" and adopt(settings, database, names[name]):
-                    adopted += 1
-                else:
-                    names[name].unlink(missing_ok=True)
-                    removed += 1
+            orphans = [names[name] for name in sorted(names.keys() - known)]
+            taken = [
+                file for file in orphans if folder == "inbox" and adopt(settings, database, file)
+            ]
+            left = [file for file in orphans if file not in taken]
+            adopted += len(taken)
+            removed += discard_orphans(settings, database, left, before)
     log.info("swept", adopted=adopted, removed=removed)
     return f"{adopted} adopted, {removed} removed"
+
+
+def discard_orphans(
+    settings: Settings, database: Database, files: list[Path], before: float
+) -> int:
+    """Remove files of one study that still have no row and have not changed; returns how many.
+
+    Meanwhile they may have been sent or made again, under the same name.
+    """
+    if not files:
+        return 0
+    names = {str(file.relative_to(settings.data_dir)): file for file in files}
+    count = 0
+    with removal.unreferenced(database, files[0].parent.name, list(names)) as free:
+        for file in (names[name] for name in free):
+            with suppress(FileNotFoundError):
+                if file.stat().st_mtime < before:
+                    file.unlink()
+                    count += 1
+    return count
 
 
 def adopt(settings: Settings, database: Database, file: Path) -> bool:

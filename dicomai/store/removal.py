@@ -64,14 +64,20 @@ def forget_files(database: Database, study_instance_uid: str) -> list[str]:
 def unreferenced(
     database: Database, study_instance_uid: str, paths: Sequence[str]
 ) -> Iterator[set[str]]:
-    """Those of these files of a study that no row names; none gets a row within the block."""
+    """Those of these files of a study that no row names; none gets a row within the block.
+
+    Results of a study that is being analyzed are left out: theirs are about to come.
+    """
     with database.write() as connection:
-        connection.execute(
+        state = connection.execute(
             select(study.c.state)
             .where(study.c.study_instance_uid == study_instance_uid)
             .with_for_update()
-        )
-        yield set(paths) - set(_paths(connection, study_instance_uid))
+        ).scalar_one_or_none()
+        free = set(paths) - set(_paths(connection, study_instance_uid))
+        if state == "analyzing":
+            free = {path for path in free if not path.startswith("results/")}
+        yield free
 
 
 def _is_unsent(connection: Connection, uid: str) -> bool:
