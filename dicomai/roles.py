@@ -31,6 +31,7 @@ from dicomai.study import WITHDRAWAL, Instance, Limits, Model, Reporting
 log = structlog.get_logger()
 
 POLL_SECONDS = 0.2
+LOOK_UP_SECONDS = 0.5
 TROUBLE_SECONDS = 5.0
 FINISH_SECONDS = 7.0  # of the ten that a stop may take
 
@@ -41,6 +42,16 @@ def stop_on_signal() -> threading.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     return stop
+
+
+def wait_for(stop: threading.Event) -> None:
+    """Until it is set.
+
+    Not one long wait: a signal that the kernel gives to another thread wakes nobody, and its
+    handler runs only when the main thread looks up.
+    """
+    while not stop.wait(LOOK_UP_SECONDS):
+        pass
 
 
 def connect(settings: Settings) -> Database:
@@ -136,7 +147,7 @@ def listen(settings: Settings, listening: socket.socket, stop: threading.Event) 
     server = threading.Thread(target=listener.serve, name="listener", daemon=True)
     server.start()
     log.info("listening", host=listening.getsockname()[0], port=listening.getsockname()[1])
-    stop.wait()
+    wait_for(stop)
     listener.stop()
     server.join(FINISH_SECONDS)
     auditor.close()

@@ -17,7 +17,7 @@ from dicomai.audit import SENT, AuditCode, AuditEvent, Auditor, open_auditor
 from dicomai.deliver import commitment, sender
 from dicomai.deliver.backoff import wait_seconds
 from dicomai.errors import Rejected, Retryable
-from dicomai.roles import FINISH_SECONDS, join, work_until
+from dicomai.roles import FINISH_SECONDS, join, wait_for, work_until
 from dicomai.settings import Destination, Settings
 from dicomai.store import outbox, queries
 from dicomai.store.database import Database
@@ -43,7 +43,7 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
     for thread in threads:
         thread.start()
     log.info("delivering", destinations=[d.name for d in settings.destinations])
-    stop.wait()
+    wait_for(stop)
     deadline = time.monotonic() + FINISH_SECONDS
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))

@@ -20,6 +20,7 @@ from dicomai.roles import (
     outputs,
     preparer,
     reporting,
+    wait_for,
     work_until,
 )
 from dicomai.settings import Settings
@@ -67,7 +68,7 @@ class Worker:
             version=algorithm.model.version,
             engine=algorithm.engine,
         )
-        stop.wait()
+        wait_for(stop)
         deadline = time.monotonic() + FINISH_SECONDS
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
