@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,17 +61,22 @@ POINTS = {
 }
 
 
-def arm(point: Point, number: int = signal.SIGKILL) -> None:
-    """Wrap the function that the point names; number: the signal that the process gives itself."""
+# What happens at a point: the signal that the process gives itself, or the file that its thread
+# waits for (the others go on).
+Deed = int | Path
+
+
+def arm(point: Point, deed: Deed = signal.SIGKILL) -> None:
+    """Wrap the function that the point names."""
     module, _, path = point.function.partition(":")
     *owners, name = path.split(".")
     owner: Any = importlib.import_module(module)
     for part in owners:
         owner = getattr(owner, part)
-    setattr(owner, name, deadly(getattr(owner, name), point, number))
+    setattr(owner, name, deadly(getattr(owner, name), point, deed))
 
 
-def deadly(function: Callable[..., Any], point: Point, number: int) -> Callable[..., Any]:
+def deadly(function: Callable[..., Any], point: Point, deed: Deed) -> Callable[..., Any]:
     """The function, and the end (or a pause) of this process before or after one of its calls."""
     lock, calls = threading.Lock(), 0
 
@@ -80,20 +86,35 @@ def deadly(function: Callable[..., Any], point: Point, number: int) -> Callable[
             calls += 1
             mine = calls == point.call
         if mine and point.when == "before":
-            os.kill(os.getpid(), number)
+            do(deed)
         result = function(*arguments, **named)
         if mine and point.when == "after":
-            os.kill(os.getpid(), number)
+            do(deed)
         return result
 
     return wrapped
 
 
+def do(deed: Deed) -> None:
+    """Die, stop, or wait."""
+    if isinstance(deed, int):
+        os.kill(os.getpid(), deed)
+        return
+    reached(deed).touch()
+    while not deed.exists():
+        time.sleep(0.02)
+
+
+def reached(gate: Path) -> Path:
+    """Is there when a thread waits for the gate."""
+    return gate.with_suffix(".reached")
+
+
 def start(
-    role: str, point: str | None, arguments: list[str], log: Path, number: int = signal.SIGKILL
+    role: str, point: str | None, arguments: list[str], log: Path, deed: Deed = signal.SIGKILL
 ) -> Any:
     """A process that runs a role, and dies at the point if one is named; output goes to log."""
-    process = SERVER.Process(target=run, args=(role, point, arguments, log, number))
+    process = SERVER.Process(target=run, args=(role, point, arguments, log, deed))
     process.start()
     return process
 
@@ -103,7 +124,7 @@ def run(
     point: str | None,
     arguments: list[str],
     log: Path | None = None,
-    number: int = signal.SIGKILL,
+    deed: Deed = signal.SIGKILL,
 ) -> None:
     """As the command line does."""
     if log is not None:
@@ -111,7 +132,7 @@ def run(
             os.dup2(file.fileno(), sys.stdout.fileno())
             os.dup2(file.fileno(), sys.stderr.fileno())
     if point is not None:
-        arm(POINTS[point], number)
+        arm(POINTS[point], deed)
     sys.argv = ["dicomai", role, *arguments]
     if role == "train":
         import typer

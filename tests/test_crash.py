@@ -17,6 +17,7 @@ import killed
 import make
 import pytest
 from daemon import DESTINATION, SETTINGS
+from killed import Deed
 from peers import Orthanc, free_port, need, wait_until
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
@@ -92,14 +93,14 @@ class Site:
 
     @contextmanager
     def paused(self, role: str, point: str) -> Iterator[None]:
-        """A role that stops at a point, and goes on when this ends."""
-        process = self._start(role, point, signal.SIGSTOP)
+        """A role whose thread waits at a point, and goes on when this ends."""
+        gate = self.folder / "gate"
+        self._going_on.append(self._start(role, point, gate))
         try:
-            wait_until(lambda: condition(process.pid) == "T", 60, "stopped")
+            wait_until(killed.reached(gate).exists, 60, point)
             yield
         finally:
-            os.kill(process.pid, signal.SIGCONT)
-            self._going_on.append(process)
+            gate.touch()
 
     def stop(self) -> None:
         """End what goes on."""
@@ -107,8 +108,8 @@ class Site:
             process.terminate()
             process.join(15)
 
-    def _start(self, role: str, point: str | None, number: int = signal.SIGKILL) -> Any:
-        process = killed.start(role, point, ["--config", str(self.config)], self.log, number)
+    def _start(self, role: str, point: str | None, deed: Deed = signal.SIGKILL) -> Any:
+        process = killed.start(role, point, ["--config", str(self.config)], self.log, deed)
         if role == "listen":
             wait_until(lambda: self._answers(process), 60, "the listener answers")
         return process
@@ -432,13 +433,26 @@ def test_a_worker_that_wakes_up_after_another_has_done_its_work_changes_nothing(
 ) -> None:
     ds = make.chest_radiograph()
     site.receive(ds)
-    with site.paused("infer", "a study is scored"):
-        site.infer(ds.StudyInstanceUID, 1)
+    with site.paused("infer", "a study is scored"), site.role("infer"):
+        wait_until(lambda: analyzed_by_another(site, ds), 60, "another has analyzed it")
         committed = site.files("results")
     wait_until(lambda: '"lease_lost"' in site.log.read_text(), 60, "it has lost its lease")
     assert len(site.rows(analysis)) == 1
     made = {row["path"] for row in queries.results(site.database, ds.StudyInstanceUID)}
     assert {name: site.files("results")[name] for name in made} == committed
+
+
+def analyzed_by_another(site: Site, ds: Dataset) -> bool:
+    """Whether it is; until then the first worker, as if it slept, has not renewed its lease."""
+    if site.study(ds.StudyInstanceUID, state="analyzed"):
+        return True
+    with site.database.write() as connection:
+        connection.execute(
+            update(study)
+            .where(study.c.state == "analyzing", study.c.attempts == 1)
+            .values(due_at=site.database.now(connection))
+        )
+    return False
 
 
 @sqlite
