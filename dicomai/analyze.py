@@ -61,7 +61,7 @@ class Context:
     """What is known beforehand.
 
     scores: earlier ones by (digest, frame number); sent: what earlier analyses have sent;
-    outputs: destination -> kinds of results that it gets
+    outputs: destination -> kinds of results that it gets; suffix: of the files below out
     """
 
     scores: Mapping[tuple[str, int], Score]
@@ -69,6 +69,7 @@ class Context:
     outputs: Mapping[str, Collection[str]]
     now: datetime
     out: Path
+    suffix: str = ".dcm"
 
 
 def analyze(study: Study, scorer: Scorer, context: Context) -> Analysis:
@@ -88,9 +89,7 @@ def analyze(study: Study, scorer: Scorer, context: Context) -> Analysis:
         scored = score_frames(waiting, scorer, context)
         for uid, items in groupby(scored, lambda item: item.frame.source.sop_instance_uid):
             frames = [find(item, scorer.algorithm) for item in items]
-            results.extend(
-                write(made, context.out) for made in maker.of_image(headers[uid], frames)
-            )
+            results.extend(write(made, context) for made in maker.of_image(headers[uid], frames))
         predictions.extend(Prediction(without_pictures(item.frame), item.score) for item in scored)
         waiting.clear()
 
@@ -105,16 +104,14 @@ def analyze(study: Study, scorer: Scorer, context: Context) -> Analysis:
     finish()
     findings = tuple(x for item in predictions for x in find(item, scorer.algorithm))
     if findings:
-        results += [
-            write(made, context.out) for made in maker.of_study(headers, findings, exclusions)
-        ]
+        results += [write(made, context) for made in maker.of_study(headers, findings, exclusions)]
     header = next(iter(headers.values()), None) or any_header(study, scorer)
     if header is not None:  # else nobody could file what is said
         moment = max([study.received_at, *(item.analyzed_at for item in findings)])
         last = maker.of_exclusions(header, findings, exclusions, moment)
-        results += [write(made, context.out) for made in last]
+        results += [write(made, context) for made in last]
         gone = maker.withdrawals(header, results, moment)
-        results += [write(made, context.out) for made in gone]
+        results += [write(made, context) for made in gone]
     return Analysis(
         study,
         scorer.algorithm.model,
@@ -133,7 +130,7 @@ def refuse(study: Study, reason: str, scorer: Scorer, context: Context) -> Analy
     results: list[Result] = []
     if header is not None:
         said = maker.of_exclusions(header, (), exclusions, study.received_at)
-        results = [write(made, context.out) for made in said]
+        results = [write(made, context) for made in said]
     return Analysis(study, scorer.algorithm.model, (), (), exclusions, tuple(results))
 
 
@@ -205,10 +202,10 @@ def local(cells: Float32, bias: float) -> Float32:
     return np.asarray(1 / (1 + np.exp(-np.clip(cells + bias, -30, 30))), np.float32)
 
 
-def write(made: Made, out: Path) -> Result:
+def write(made: Made, context: Context) -> Result:
     """Put an object on disk, below its SOP Instance UID."""
     ds = made.ds
-    path = out / f"{ds.SOPInstanceUID}.dcm"
+    path = context.out / f"{ds.SOPInstanceUID}{context.suffix}"
     buffer = io.BytesIO()
     pydicom.dcmwrite(buffer, ds, enforce_file_format=True)
     durable.write(path, [buffer.getbuffer()])

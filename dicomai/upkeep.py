@@ -89,6 +89,9 @@ def adopt(settings: Settings, database: Database, file: Path) -> bool:
         return False
     try:
         header, instance, size = inbox.read_back(file)
+        # Other bytes than the row's: never acknowledged, or replaced by those that the row names.
+        if queries.is_known(database, header.study_instance_uid, header.sop_instance_uid):
+            return False
         outcome = admit(
             database,
             settings.data_dir,

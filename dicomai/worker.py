@@ -1,5 +1,6 @@
 """The scoring process: threads that claim studies, one batcher that owns the device."""
 
+import dataclasses
 import threading
 import time
 from datetime import UTC, datetime
@@ -7,6 +8,7 @@ from datetime import UTC, datetime
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from dicomai import durable
 from dicomai.analyze import Context, Scorer, analyze, refuse
 from dicomai.errors import DicomaiError, LeaseLost, Retryable
 from dicomai.infer.batcher import Batcher
@@ -87,7 +89,14 @@ class Worker:
         finally:
             with self._lock:
                 self._held.pop(claim.lease, None)
+            self._clear(claim)
         return True
+
+    def _clear(self, claim: Claim) -> None:
+        """Take away what was not published."""
+        folder = self._settings.data_dir / "results" / claim.study.study_instance_uid
+        for file in folder.glob(f"*{draft(claim)}"):
+            file.unlink(missing_ok=True)
 
     def _claim(self) -> Claim | None:
         """A study that crashed its worker before waits until nothing else is in hand."""
@@ -122,7 +131,9 @@ class Worker:
             return
         try:
             done = analyze(claim.study, self._scorer, self._context(claim))
-            queue.complete(self._database, claim, done, self._settings.data_dir, self._outputs)
+            queue.complete(
+                self._database, claim, done, self._settings.data_dir, self._outputs, publish
+            )
         except LeaseLost as error:
             log.info("lease_lost", study=uid, reason=str(error))
         except (Retryable, OSError, SQLAlchemyError) as error:
@@ -159,7 +170,7 @@ class Worker:
             done = Analysis(study, self._scorer.algorithm.model, (), (), (), ())
         try:
             queue.fail_study(
-                self._database, claim, reason, done, self._settings.data_dir, self._outputs
+                self._database, claim, reason, done, self._settings.data_dir, self._outputs, publish
             )
         except LeaseLost:
             log.info("lease_lost", study=claim.study.study_instance_uid)
@@ -175,6 +186,7 @@ class Worker:
             outputs=self._outputs,
             now=datetime.now(UTC),
             out=self._settings.data_dir / "results" / study.study_instance_uid,
+            suffix=draft(claim),
         )
 
     def _renew(self, stop: threading.Event) -> None:
@@ -185,3 +197,24 @@ class Worker:
                     queue.renew_study(self._database, claim, lease_seconds)
                 except SQLAlchemyError as error:
                     log.error("not_renewed", detail=first_line(error))
+
+
+def draft(claim: Claim) -> str:
+    """How the files of a claim end until its analysis is committed.
+
+    A worker that was thought dead, and wakes up, must not touch what another has made of the same
+    study since: it was sent.
+    """
+    return f".{claim.lease}{durable.TEMPORARY}"
+
+
+def publish(done: Analysis) -> Analysis:
+    """Give the results the names of their SOP Instance UIDs."""
+    results = []
+    for item in done.results:
+        path = item.path.with_name(f"{item.sop_instance_uid}.dcm")
+        item.path.rename(path)
+        results.append(dataclasses.replace(item, path=path))
+    for folder in {item.path.parent for item in results}:
+        durable.sync_folder(folder)
+    return dataclasses.replace(done, results=tuple(results))

@@ -1,6 +1,6 @@
 """What is removed, and what never is: retention after delivery, purge of a patient."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -31,6 +31,10 @@ def bench(database: Database) -> Iterator[Bench]:
     found = new_bench(database)
     yield found
     assert found.unexplained() == []
+
+
+def ignore(_paths: Collection[str]) -> None:
+    """There are no files."""
 
 
 def arrive(bench: Bench, number: int, patient_id: str, study: str = STUDY) -> Outcome:
@@ -208,7 +212,7 @@ def test_purge_removes_a_patient_and_nobody_else(bench: Bench) -> None:
         bench.deliver()
     assert removal.studies_of(bench.database, "A") == ["7.71", "7.72"]
     for uid in ("7.71", "7.72"):
-        removed = removal.purge(bench.database, uid, "A")
+        removed = removal.purge(bench.database, uid, ignore, "A")
         assert (removed.whole, removed.images, removed.results, removed.findings) == (
             True,
             1,
@@ -228,7 +232,7 @@ def test_purge_of_one_of_two_patients_leaves_the_other_to_be_analyzed(bench: Ben
     arrive(bench, 2, "B")
     bench.clock.wait(QUIET)
     assert bench.claim() is None
-    removed = removal.purge(bench.database, STUDY, "B")
+    removed = removal.purge(bench.database, STUDY, ignore, "B")
     assert (removed.whole, removed.images) == (False, 1)
     claim = bench.claim_due()
     assert [i.sop_instance_uid for i in claim.study.instances] == [f"{STUDY}.1"]
@@ -240,7 +244,7 @@ def test_a_worker_and_a_sender_of_a_purged_study_find_their_leases_lost(bench: B
     bench.arrive()
     bench.analyze()
     held = bench.claim_deliveries()
-    removal.purge(bench.database, STUDY)
+    removal.purge(bench.database, STUDY, ignore)
     assert not outbox.start_delivery(bench.database, held, 60)
     outbox.finish_delivery(bench.database, held[0], "pending", "no answer", 5)
     outbox.release_deliveries(bench.database, held)

@@ -22,9 +22,9 @@ def upgrade(config: Config = None) -> None:
     """Bring the schema to this program's version; an empty database is filled."""
     settings = load(config)
     database = open_database(settings.database.url)
-    with audited(settings, database, "db upgrade"):
-        upgrade_database(database, shipped("migrations"))
-    typer.echo(f"the database is at {current_revision(database)}")
+    upgrade_database(database, shipped("migrations"))
+    with audited(settings, database, "db upgrade"):  # not before there is a table for it
+        typer.echo(f"the database is at {current_revision(database)}")
 
 
 @app.command()

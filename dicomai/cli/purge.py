@@ -1,6 +1,6 @@
 """purge: remove what is known of a patient, or of a study."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -72,7 +72,11 @@ def _note_patients(data_dir: Path, store: Database) -> None:
 
 
 def _purge(settings: Settings, store: Database, uid: str, patient: str | None) -> Removed:
-    removed = removal.purge(store, uid, patient)
+    def remove(paths: Collection[str]) -> None:
+        for path in paths:
+            (settings.data_dir / path).unlink(missing_ok=True)
+
+    removed = removal.purge(store, uid, remove, patient)
     discard(store, settings.data_dir, uid, [settings.data_dir / path for path in removed.paths])
     return removed
 

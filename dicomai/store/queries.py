@@ -356,6 +356,16 @@ def active_version(database: Database, name: str) -> str | None:
         return connection.execute(statement).scalar_one_or_none()
 
 
+def is_known(database: Database, study_instance_uid: str, sop_instance_uid: str) -> bool:
+    """Whether a study has an instance of this UID, whatever its bytes."""
+    statement = select(instance.c.digest).where(
+        instance.c.study_instance_uid == study_instance_uid,
+        instance.c.sop_instance_uid == sop_instance_uid,
+    )
+    with database.read() as connection:
+        return connection.execute(statement).first() is not None
+
+
 def known_paths(database: Database, relative: Sequence[str]) -> set[str]:
     """Which of these files (relative to the data folder) have a row."""
     with database.read() as connection:

@@ -8,7 +8,7 @@ import enum
 import hashlib
 import hmac
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -424,21 +424,30 @@ def _lock_mine(connection: Connection, claim: Claim) -> None:
         raise LeaseLost("the study was changed or taken over while it was analyzed")
 
 
+def as_it_is(done: Analysis) -> Analysis:
+    """Its files have their names already."""
+    return done
+
+
 def complete(
     database: Database,
     claim: Claim,
     done: Analysis,
     data_dir: Path,
     outputs: Mapping[str, Collection[str]],
+    publish: Callable[[Analysis], Analysis] = as_it_is,
 ) -> None:
     """Commit an analysis with its findings, results and deliveries, all or nothing.
 
-    outputs: destination name -> kinds of results that it gets. Raises LeaseLost.
+    outputs: destination name -> kinds of results that it gets; publish: gives its files the names
+    that the rows will have, once it is sure that the study is still ours. Raises LeaseLost.
     """
     after = "analyzed" if done.findings else "skipped"
     reason = None if done.findings else "no image of this study can be analyzed"
     revision = claim.study.revision
-    _conclude(database, claim, done, data_dir, outputs, after, reason, analyzed_revision=revision)
+    _conclude(
+        database, claim, done, data_dir, outputs, publish, after, reason, analyzed_revision=revision
+    )
 
 
 def fail_study(
@@ -448,12 +457,13 @@ def fail_study(
     done: Analysis,
     data_dir: Path,
     outputs: Mapping[str, Collection[str]],
+    publish: Callable[[Analysis], Analysis] = as_it_is,
 ) -> None:
     """Close a study as failed, with what is said of that; a person can retry it.
 
     Raises LeaseLost.
     """
-    _conclude(database, claim, done, data_dir, outputs, "failed", reason[:500])
+    _conclude(database, claim, done, data_dir, outputs, publish, "failed", reason[:500])
 
 
 def _conclude(
@@ -462,6 +472,7 @@ def _conclude(
     done: Analysis,
     data_dir: Path,
     outputs: Mapping[str, Collection[str]],
+    publish: Callable[[Analysis], Analysis],
     after: str,
     reason: str | None,
     **values: Any,
@@ -470,6 +481,7 @@ def _conclude(
     with database.write() as connection:
         now = database.now(connection)
         _lock_mine(connection, claim)
+        done = publish(done)
         analysis_id = connection.execute(
             analysis.insert().values(
                 study_instance_uid=uid,

@@ -1,6 +1,6 @@
 """What is removed for good: the files of old studies (retention), and a patient's data (purge)."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -147,9 +147,16 @@ def held_elsewhere(database: Database, study_instance_uids: Collection[str]) -> 
         )
 
 
-def purge(database: Database, study_instance_uid: str, patient_id: str | None = None) -> Removed:
+def purge(
+    database: Database,
+    study_instance_uid: str,
+    remove: Callable[[Collection[str]], None],
+    patient_id: str | None = None,
+) -> Removed:
     """Remove a study with all that is known of it, but for the audit events.
 
+    remove: takes away files, before the commit: one that is killed is done again, and the sweep
+    would give back to its study an image that had lost only its row.
     patient_id: where the study also holds images of others, only this patient's go; its results,
     which speak of both, go too, and what is left is analyzed again. A worker or a sender that has
     the study in hand finds its lease lost.
@@ -172,6 +179,7 @@ def purge(database: Database, study_instance_uid: str, patient_id: str | None = 
             connection.execute(delete(study).where(study.c.study_instance_uid == uid))
         else:
             _analyze_rest(connection, now, known)
+        remove(set(paths) - set(_paths(connection, uid)))
     return Removed(whole, images, results, findings, tuple(paths))
 
 
