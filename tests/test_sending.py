@@ -167,6 +167,7 @@ def test_waiting_times_double_up_to_their_cap(site: Site) -> None:
     assert all(0.9 * e <= w <= 1.1 * e for w, e in zip(waits, expected, strict=True))
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_destination_that_is_down_for_a_day_costs_nothing_but_time(site: Site) -> None:
     site.bench.outputs = {"pacs": ("sc", "sr"), "other": ("sc", "sr")}
     site.analyze(10)

@@ -16,7 +16,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from dicomai.errors import DatabaseUnready, Misuse
 
-BUSY_SECONDS = 30
+BUSY_SECONDS = 10  # a sender waits for as long, and many give up after 30
 
 
 class Database:
