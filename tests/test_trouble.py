@@ -75,10 +75,12 @@ def test_before_the_disk_is_full_nothing_more_is_accepted_and_what_was_is_analyz
     archive = Archive(tmp_path / "archive")
     with small_disk(tmp_path / "site/data", 100) as disk:
         filler = disk / "filler"
-        filler.write_bytes(bytes(36_000_000))
         url = f"sqlite:///{disk}/dicomai.db"
         peer = [("archive", "ARCHIVE", archive.port)]
         with daemon(tmp_path / "site", url, free_port(), peer) as running:
+            size = make.save(tmp_path / "sent", images[:1])[0].stat().st_size
+            room = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize - 60 * 2**20
+            filler.write_bytes(bytes(room - 5 * size // 2))  # for two or three of them
             statuses = store(running.port, images)
             taken = [ds.StudyInstanceUID for ds, s in zip(images, statuses, strict=True) if s == 0]
             assert set(statuses) == {0, 0xA700}
@@ -291,11 +293,11 @@ def test_two_daemons_on_one_postgres_each_do_their_own_studies(
                         if any(p.iterdir())
                     }
                     assert there == {ds.StudyInstanceUID for ds in studies}, folder
-        made = [
-            row["sop_instance_uid"]
-            for ds in (*mine, *yours)
-            for row in queries.results(one.database, ds.StudyInstanceUID)
-        ]
+            made = [
+                row["sop_instance_uid"]
+                for ds in (*mine, *yours)
+                for row in queries.results(one.database, ds.StudyInstanceUID)
+            ]
         assert len(archive.files()) == len(made) == len(set(made))
     finally:
         archive.close()
