@@ -5,7 +5,6 @@ pause, and only what is wrong both times is said.
 """
 
 import dataclasses
-import json
 import os
 import shutil
 import time
@@ -21,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from dicomai import durable, x509
 from dicomai.errors import DatabaseUnready, ModelDamaged, NotDicom
 from dicomai.infer import package
-from dicomai.node import IDENTITY
+from dicomai.node import node_of
 from dicomai.parse import PARSER_ERRORS
 from dicomai.receive import inbox
 from dicomai.roles import first_line, model_folders, outputs
@@ -35,9 +34,9 @@ from dicomai.store.database import (
 )
 from dicomai.store.inspect import PAGE, Stored
 from dicomai.study import WITHDRAWAL
+from dicomai.upkeep import ORPHAN_SECONDS
 
 PAUSE_SECONDS = 2.0
-ORPHAN_SECONDS = 600.0  # younger files may still be on their way to their row
 OVERDUE = timedelta(hours=1)
 EXPIRES = timedelta(days=30)
 MEGABYTE = 1 << 20
@@ -125,14 +124,6 @@ def _try(check: Examine, site: Site) -> Check:
     except DBAPIError as error:
         words = f"{first_line(error)}: {BACKUP}"
         return Check("database", "cannot be read", (Problem(words),))
-
-
-def node_of(data_dir: Path) -> str | None:
-    """Whose files lie in a data folder; None where it does not say."""
-    try:
-        return str(json.loads((data_dir / IDENTITY).read_text())["node"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 # The database

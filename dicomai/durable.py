@@ -2,7 +2,8 @@
 
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 TEMPORARY = ".part"
@@ -46,6 +47,13 @@ def sync_file(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those of these folders that are empty."""
+    for folder in set(folders):
+        with suppress(OSError):  # not empty, or gone
+            folder.rmdir()
 
 
 def sync_folder(path: Path) -> None:

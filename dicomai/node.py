@@ -24,17 +24,29 @@ def join(data_dir: Path, site_uid: str) -> str:
     file = data_dir / IDENTITY
     if not file.exists():
         _found(file, site_uid)
-    try:
-        identity = json.loads(file.read_text())
-        owner, node = str(identity["site"]), str(identity["node"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise FolderNotOurs(f"{file} is damaged: restore it, or remove it") from error
+    owner, node = _read(file)
     if owner != site_uid:
         raise FolderNotOurs(
             f"{data_dir} belongs to another database: correct data_dir or database.url, "
             f"or remove {file} to give its files to this one"
         )
     return node
+
+
+def node_of(data_dir: Path) -> str | None:
+    """Whose files lie in a data folder; None where it does not say."""
+    try:
+        return _read(data_dir / IDENTITY)[1]
+    except (OSError, FolderNotOurs):
+        return None
+
+
+def _read(file: Path) -> tuple[str, str]:
+    try:
+        identity = json.loads(file.read_text())
+        return str(identity["site"]), str(identity["node"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise FolderNotOurs(f"{file} is damaged: restore it, or remove it") from error
 
 
 def _found(file: Path, site_uid: str) -> None:

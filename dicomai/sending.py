@@ -85,18 +85,22 @@ class Sending:
             1 if away else self._limits.batch_size,
         )
         if items:
-            self._send(items)
+            if self._send(items) and away:
+                outbox.resume_destination(self._database, name)
             return True
         asked = outbox.claim_commitment(self._database, name, REPORT_SECONDS, COMMITMENT_SIZE)
         if asked is not None:
             self._ask(asked)
         return asked is not None
 
-    def _send(self, items: list[Delivery]) -> None:
-        """Send claimed deliveries over one association; what was not sent is due again."""
+    def _send(self, items: list[Delivery]) -> bool:
+        """Send claimed deliveries over one association; whether any was stored.
+
+        What was not sent is due again.
+        """
         waiting = [item for item in items if self._is_whole(item)]
         if not waiting:
-            return
+            return False
         stored: Counter[str] = Counter()
         try:
             with self._association([item.path for item in waiting]) as assoc:
@@ -113,6 +117,7 @@ class Sending:
         else:
             outbox.release_deliveries(self._database, waiting)
         self._audit(stored)
+        return bool(+stored)
 
     def _audit(self, stored: Counter[str]) -> None:
         """One event for each study that went over an association."""
@@ -153,7 +158,6 @@ class Sending:
             outbox.finish_delivery(self._database, item, "committing", warning, 0.0)
         else:
             outbox.finish_delivery(self._database, item, "delivered", warning)
-        outbox.resume_destination(self._database, self._destination.name)
         return True
 
     def _is_whole(self, item: Delivery) -> bool:

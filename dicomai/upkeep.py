@@ -115,11 +115,11 @@ def retain(settings: Settings, database: Database) -> str:
     how = settings.retention
     freed = studies = 0
     if how.days:
-        for uid in queries.removable(database, datetime.now(UTC) - timedelta(days=how.days)):
+        for uid in removal.removable(database, datetime.now(UTC) - timedelta(days=how.days)):
             freed, studies = freed + _remove_files(settings, database, uid), studies + 1
     if how.max_gigabytes:
         excess = _used(settings.data_dir) - how.max_gigabytes * GIGABYTE
-        for uid in queries.removable(database):
+        for uid in removal.removable(database):
             if excess <= 0:
                 break
             size = _remove_files(settings, database, uid)

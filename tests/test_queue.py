@@ -16,6 +16,7 @@ from studies import (
     STUDY,
     Bench,
     analysis_of,
+    as_it_is,
     instance,
 )
 from studies import bench as make_bench
@@ -347,7 +348,7 @@ def test_complete_is_all_or_nothing(bench: Bench, broken: str) -> None:
         outputs[None] = ["sr"]  # the last row that is written
     before = bench.everything()
     with pytest.raises(IntegrityError):
-        queue.complete(bench.database, claimed, done, DATA, outputs)  # type: ignore[arg-type]
+        queue.complete(bench.database, claimed, done, DATA, outputs, as_it_is)  # type: ignore[arg-type]
     assert bench.everything() == before
     bench.complete(claimed)
 

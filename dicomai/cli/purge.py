@@ -8,9 +8,9 @@ import typer
 
 from dicomai.audit import AuditCode
 from dicomai.cli.options import Config, audited, load
+from dicomai.durable import remove_empty
 from dicomai.errors import Misuse, NotDicom
 from dicomai.receive import inbox
-from dicomai.receive.admission import discard
 from dicomai.roles import join
 from dicomai.settings import Settings
 from dicomai.store import queries, removal
@@ -72,18 +72,18 @@ def _note_patients(data_dir: Path, store: Database) -> None:
 
 
 def _purge(settings: Settings, store: Database, uid: str, patient: str | None) -> Removed:
-    def remove(paths: Collection[str]) -> None:
+    def remove(names: Collection[str]) -> None:
+        paths = [settings.data_dir / name for name in names]
         for path in paths:
-            (settings.data_dir / path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        remove_empty(path.parent for path in paths)
 
-    removed = removal.purge(store, uid, remove, patient)
-    discard(store, settings.data_dir, uid, [settings.data_dir / path for path in removed.paths])
-    return removed
+    return removal.purge(store, uid, remove, patient)
 
 
 def _say(removed: Removed) -> None:
     typer.echo(
         f"removed {removed.images} images, {removed.results} results and {removed.findings} "
-        f"findings in {len(removed.paths)} files"
+        f"findings in {removed.files} files"
         + ("" if removed.whole else "; the study holds images of another patient, and is due again")
     )

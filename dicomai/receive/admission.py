@@ -1,9 +1,9 @@
 """From a file in the inbox to a row; only after that is the sender told Success."""
 
 from collections.abc import Collection
-from contextlib import suppress
 from pathlib import Path
 
+from dicomai.durable import remove_empty
 from dicomai.errors import HeldElsewhere
 from dicomai.receive.inbox import Header
 from dicomai.store import queue, removal
@@ -52,8 +52,7 @@ def admit(
 def _remove(path: Path) -> None:
     # No row of ours names it, and while another daemon holds the study none will.
     path.unlink(missing_ok=True)
-    with suppress(OSError):  # not empty
-        path.parent.rmdir()
+    remove_empty([path.parent])
 
 
 def discard(
@@ -70,7 +69,5 @@ def discard(
         for path in (names[name] for name in free):
             freed += path.stat().st_size if path.exists() else 0
             path.unlink(missing_ok=True)
-    for folder in {path.parent for path in paths}:
-        with suppress(OSError):  # not empty, or gone
-            folder.rmdir()
+    remove_empty(path.parent for path in paths)
     return freed

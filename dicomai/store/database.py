@@ -23,12 +23,14 @@ class Database:
     """An engine with its transactions; clock replaces the database's own in tests.
 
     node: whose files the owner of this object has; None: a person at the command line
+    patient_salt: once it has been read
     """
 
     def __init__(self, engine: Engine, clock: Callable[[], datetime] | None = None) -> None:
         self.engine = engine
         self.is_sqlite = engine.dialect.name == "sqlite"
         self.node: str | None = None
+        self.patient_salt: str | None = None
         self._clock = clock
 
     @contextmanager

@@ -21,6 +21,7 @@ from sqlalchemy import (
 )
 
 from dicomai.store.database import Database
+from dicomai.store.queue import ARRIVED, PURGED
 from dicomai.store.tables import (
     analysis,
     delivery,
@@ -199,7 +200,7 @@ def miscounted(database: Database) -> Sequence[Row[Any]]:
     raises = and_(
         event.c.subject == "study",
         event.c.to_state == "receiving",
-        or_(event.c.from_state != "analyzing", event.c.detail == "an image arrived"),
+        or_(event.c.from_state != "analyzing", event.c.detail.in_((ARRIVED, PURGED))),
     )
     raised = func.count(event.c.id)
     statement = (

@@ -144,15 +144,17 @@ def start_delivery(database: Database, waiting: Sequence[Delivery], lease_second
     An attempt is counted before the first byte: a sender that dies over an object has tried it.
     False where the first is no longer ours.
     """
-    first, *rest = waiting
+    first = waiting[0]
     with database.write() as connection:
         due = database.now(connection) + timedelta(seconds=lease_seconds)
-        for item in rest:
-            connection.execute(update(delivery).where(*_mine(item)).values(due_at=due))
-        done = connection.execute(
+        connection.execute(
             update(delivery)
-            .where(*_mine(first))
-            .values(due_at=due, tried=True, attempts=first.attempts + 1)
+            .where(delivery.c.id.in_([item.id for item in waiting]))
+            .where(delivery.c.lease == first.lease)
+            .values(due_at=due)
+        )
+        done = connection.execute(
+            update(delivery).where(*_mine(first)).values(tried=True, attempts=first.attempts + 1)
         )
         return bool(done.rowcount)
 

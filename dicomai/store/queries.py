@@ -10,6 +10,7 @@ from sqlalchemy import Boolean, Float, Integer, String, column, func, select, ta
 
 from dicomai.store.database import Database
 from dicomai.store.queue import held_here
+from dicomai.store.states import OPEN
 from dicomai.store.tables import (
     UtcDateTime,
     audit,
@@ -27,7 +28,6 @@ from dicomai.store.tables import (
 from dicomai.study import WITHDRAWAL, Instance, Score, Sent
 
 Row = dict[str, Any]
-OPEN = ("pending", "sending", "committing")  # deliveries that are not at an end
 
 v_finding = table(
     "v_finding",
@@ -306,36 +306,6 @@ def sent(database: Database, study_instance_uid: str) -> tuple[Sent, ...]:
             frozenset({*before, row.destination}),
         )
     return tuple(found.values())
-
-
-def removable(database: Database, before: datetime | None = None) -> list[str]:
-    """Closed studies whose files may go, the longest untouched first.
-
-    before: those whose last image came earlier. Whatever any destination was to get of them it
-    has, and has committed itself to where that was asked; what it refused is a person's to decide.
-    """
-    unfinished = (
-        select(delivery.c.id)
-        .join(result, result.c.sop_instance_uid == delivery.c.sop_instance_uid)
-        .where(
-            result.c.study_instance_uid == study.c.study_instance_uid,
-            delivery.c.state.in_((*OPEN, "failed")),
-        )
-    )
-    kept = select(instance.c.path).where(
-        instance.c.study_instance_uid == study.c.study_instance_uid, instance.c.path.is_not(None)
-    )
-    statement = select(study.c.study_instance_uid).where(
-        study.c.state.in_(("analyzed", "skipped")),
-        study.c.due_at.is_(None),
-        kept.exists(),
-        ~unfinished.exists(),
-        *held_here(database),
-    )
-    if before is not None:
-        statement = statement.where(study.c.last_received_at < before)
-    with database.read() as connection:
-        return list(connection.execute(statement.order_by(study.c.last_received_at)).scalars())
 
 
 def site_uid(database: Database) -> str:

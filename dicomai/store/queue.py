@@ -39,6 +39,8 @@ from dicomai.study import WITHDRAWAL, Analysis, Instance, Result, Study
 # After this many crashes a study is claimed alone; only crashes alone count to the limit, so that
 # one bad study cannot fail its neighbours.
 CRASHES_IN_COMPANY = 2
+# Why a study that is being analyzed goes to a new revision; for any other reason it is given back.
+ARRIVED, PURGED = "an image arrived", "a patient was removed"
 NOTHING_YET = "no image to analyze has arrived yet"
 TWO_PATIENTS = (
     "images of two patients under one Study Instance UID: correct it in the PACS and send it "
@@ -140,7 +142,7 @@ def arrive(
             return Outcome.DUPLICATE, new.path if is_elsewhere else None
         if is_elsewhere:
             raise HeldElsewhere(
-                "another daemon on this database holds this study: send it there, or ask it to"
+                "another daemon on this database holds this study: send its images there"
             )
         path = str(new.path.relative_to(data_dir))
         if old is not None and old.digest == new.digest:  # its file had been removed
@@ -150,25 +152,10 @@ def arrive(
             select(result.c.kind).where(result.c.sop_instance_uid == new.sop_instance_uid)
         ).first()
         analyzable = arrival.analyzable and own is None
-        values = {
-            "study_instance_uid": arrival.study_instance_uid,
-            "series_instance_uid": new.series_instance_uid,
-            "sop_class_uid": new.sop_class_uid,
-            "transfer_syntax_uid": new.transfer_syntax_uid,
-            "path": path,
-            "digest": new.digest,
-            "size": arrival.size,
-            "analyzable": analyzable,
-            "calling_ae_title": arrival.calling_ae_title,
-            "received_at": now,
-            "exclusion_code": None,
-            "exclusion_reason": None,
-            "patient": patient_key(connection, arrival.patient_id),
-        }
+        patient = patient_key(database, connection, arrival.patient_id)
+        values = _instance_row(arrival, path, now, analyzable, patient)
         if old is None:
-            connection.execute(
-                instance.insert().values(sop_instance_uid=new.sop_instance_uid, **values)
-            )
+            connection.execute(instance.insert().values(**values))
         else:
             connection.execute(update(instance).where(*_same(arrival)).values(**values))
         if analyzable:
@@ -180,6 +167,28 @@ def arrive(
     return (Outcome.NEW if analyzable else Outcome.KEPT), None
 
 
+def _instance_row(
+    arrival: Arrival, path: str, now: datetime, analyzable: bool, patient: str | None
+) -> dict[str, Any]:
+    new = arrival.instance
+    return {
+        "study_instance_uid": arrival.study_instance_uid,
+        "sop_instance_uid": new.sop_instance_uid,
+        "series_instance_uid": new.series_instance_uid,
+        "sop_class_uid": new.sop_class_uid,
+        "transfer_syntax_uid": new.transfer_syntax_uid,
+        "path": path,
+        "digest": new.digest,
+        "size": arrival.size,
+        "analyzable": analyzable,
+        "calling_ae_title": arrival.calling_ae_title,
+        "received_at": now,
+        "exclusion_code": None,
+        "exclusion_reason": None,
+        "patient": patient,
+    }
+
+
 def _same(arrival: Arrival) -> tuple[ColumnElement[bool], ...]:
     # By study and UID: an image that a PACS has copied into another study is there, too.
     return (
@@ -188,12 +197,14 @@ def _same(arrival: Arrival) -> tuple[ColumnElement[bool], ...]:
     )
 
 
-def patient_key(connection: Connection, patient_id: str) -> str | None:
+def patient_key(database: Database, connection: Connection, patient_id: str) -> str | None:
     """What a Patient ID is known by here: HMAC-SHA256 with this database's salt; None for none."""
     if not patient_id.strip():
         return None
-    salt: str = connection.execute(select(site.c.patient_salt)).scalar_one()
-    return hmac.new(salt.encode(), patient_id.strip().encode(), hashlib.sha256).hexdigest()
+    if database.patient_salt is None:
+        database.patient_salt = connection.execute(select(site.c.patient_salt)).scalar_one()
+    salt = str(database.patient_salt).encode()
+    return hmac.new(salt, patient_id.strip().encode(), hashlib.sha256).hexdigest()
 
 
 def _lock_study(connection: Connection, database: Database, uid: str, now: datetime) -> Any:
@@ -215,12 +226,14 @@ def _lock_study(connection: Connection, database: Database, uid: str, now: datet
     ).first()
     if made is not None:
         record(connection, now, "study", uid, None, "skipped", NOTHING_YET)
-    chosen = study.c.study_instance_uid == uid
-    if database.node is not None:  # the first that has to do with it, or received before nodes
+    chosen = select(study).where(study.c.study_instance_uid == uid).with_for_update()
+    known = connection.execute(chosen).one()
+    if known.node is None and database.node is not None:  # received before there were nodes
         connection.execute(
-            update(study).where(chosen, study.c.node.is_(None)).values(node=database.node)
+            update(study).where(study.c.study_instance_uid == uid).values(node=database.node)
         )
-    return connection.execute(select(study).where(chosen).with_for_update()).one()
+        return connection.execute(chosen).one()
+    return known
 
 
 def _receive(
@@ -232,7 +245,14 @@ def _receive(
     due = now + timedelta(seconds=quiet_seconds)
     if expected is not None and _analyzable(connection, uid) >= expected:
         due = now
-    values = {"due_at": due, "last_received_at": now, "expected_instances": expected}
+    reopen(connection, now, known, due, ARRIVED, last_received_at=now, expected_instances=expected)
+
+
+def reopen(
+    connection: Connection, now: datetime, known: Any, due: datetime, why: str, **values: Any
+) -> None:
+    """Make a study due; at a new revision, where its last one was claimed or closed."""
+    uid = known.study_instance_uid
     if known.state != "receiving":
         values |= {
             "state": "receiving",
@@ -241,9 +261,11 @@ def _receive(
             "lease": None,
             "reason": None,
         }
-        record(connection, now, "study", uid, known.state, "receiving", "an image arrived")
+        record(connection, now, "study", uid, known.state, "receiving", why)
         _supersede(connection, now, uid)
-    connection.execute(update(study).where(study.c.study_instance_uid == uid).values(**values))
+    connection.execute(
+        update(study).where(study.c.study_instance_uid == uid).values(due_at=due, **values)
+    )
 
 
 def _analyzable(connection: Connection, uid: str, *more: ColumnElement[bool]) -> int:
@@ -349,29 +371,34 @@ def claim_study(
             )
         )
         record(connection, now, "study", uid, row.state, "analyzing", f"attempt {row.attempts + 1}")
-        instances = connection.execute(
-            select(instance)
-            .where(
-                instance.c.study_instance_uid == uid,
-                instance.c.analyzable,
-                instance.c.path.is_not(None),
-            )
-            .order_by(instance.c.series_instance_uid, instance.c.sop_instance_uid)
-        ).all()
-    members = tuple(
-        Instance(
-            i.sop_instance_uid,
-            i.sop_class_uid,
-            i.series_instance_uid,
-            i.transfer_syntax_uid,
-            data_dir / i.path,
-            i.digest,
-        )
-        for i in instances
-    )
+        members = _members(connection, uid, data_dir)
     hopeless = reason if row.attempts >= limit else None
     return Claim(
         Study(uid, row.revision, row.last_received_at, members), lease, row.attempts + 1, hopeless
+    )
+
+
+def _members(connection: Connection, uid: str, data_dir: Path) -> tuple[Instance, ...]:
+    """What of a study is to be analyzed and still has its file."""
+    rows = connection.execute(
+        select(instance)
+        .where(
+            instance.c.study_instance_uid == uid,
+            instance.c.analyzable,
+            instance.c.path.is_not(None),
+        )
+        .order_by(instance.c.series_instance_uid, instance.c.sop_instance_uid)
+    )
+    return tuple(
+        Instance(
+            row.sop_instance_uid,
+            row.sop_class_uid,
+            row.series_instance_uid,
+            row.transfer_syntax_uid,
+            data_dir / row.path,
+            row.digest,
+        )
+        for row in rows
     )
 
 
@@ -424,18 +451,13 @@ def _lock_mine(connection: Connection, claim: Claim) -> None:
         raise LeaseLost("the study was changed or taken over while it was analyzed")
 
 
-def as_it_is(done: Analysis) -> Analysis:
-    """Its files have their names already."""
-    return done
-
-
 def complete(
     database: Database,
     claim: Claim,
     done: Analysis,
     data_dir: Path,
     outputs: Mapping[str, Collection[str]],
-    publish: Callable[[Analysis], Analysis] = as_it_is,
+    publish: Callable[[Analysis], Analysis],
 ) -> None:
     """Commit an analysis with its findings, results and deliveries, all or nothing.
 
@@ -457,7 +479,7 @@ def fail_study(
     done: Analysis,
     data_dir: Path,
     outputs: Mapping[str, Collection[str]],
-    publish: Callable[[Analysis], Analysis] = as_it_is,
+    publish: Callable[[Analysis], Analysis],
 ) -> None:
     """Close a study as failed, with what is said of that; a person can retry it.
 
@@ -680,15 +702,7 @@ def retry_study(database: Database, study_instance_uid: str) -> bool:
             return False
         if not _analyzable(connection, study_instance_uid, instance.c.path.is_not(None)):
             return False
-        record(connection, now, "study", study_instance_uid, row.state, "receiving", "retried")
-        connection.execute(
-            update(study)
-            .where(study.c.study_instance_uid == study_instance_uid)
-            .values(
-                state="receiving", revision=row.revision + 1, attempts=0, due_at=now, reason=None
-            )
-        )
-        _supersede(connection, now, study_instance_uid)
+        reopen(connection, now, row, now, "retried")
         return True
 
 

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, Select, delete, func, select, update
 
 from dicomai.store.database import Database
-from dicomai.store.queue import patient_key, record
+from dicomai.store.queue import PURGED, held_here, patient_key, reopen
+from dicomai.store.states import OPEN
 from dicomai.store.tables import (
     analysis,
     delivery,
@@ -20,21 +22,39 @@ from dicomai.store.tables import (
     study,
 )
 
-OPEN = ("pending", "sending", "committing")
+CLOSED = ("analyzed", "skipped")  # what has failed is a person's to look at
 
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """What a purge took out of the database; paths: of the files that are to go with it.
-
-    whole: nothing of the study is left
-    """
+    """What a purge took away; whole: nothing of the study is left."""
 
     whole: bool
     images: int
     results: int
     findings: int
-    paths: tuple[str, ...]
+    files: int
+
+
+def removable(database: Database, before: datetime | None = None) -> list[str]:
+    """Closed studies whose files may go, the longest untouched first.
+
+    before: those whose last image came earlier. Whatever any destination was to get of them it
+    has, and has committed itself to where that was asked; what it refused is a person's to decide.
+    """
+    kept = select(instance.c.path).where(
+        instance.c.study_instance_uid == study.c.study_instance_uid, instance.c.path.is_not(None)
+    )
+    statement = select(study.c.study_instance_uid).where(
+        study.c.state.in_(CLOSED),
+        kept.exists(),
+        ~_unsent(study.c.study_instance_uid).exists(),
+        *held_here(database),
+    )
+    if before is not None:
+        statement = statement.where(study.c.last_received_at < before)
+    with database.read() as connection:
+        return list(connection.execute(statement.order_by(study.c.last_received_at)).scalars())
 
 
 def forget_files(database: Database, study_instance_uid: str) -> list[str]:
@@ -48,7 +68,8 @@ def forget_files(database: Database, study_instance_uid: str) -> list[str]:
             .where(study.c.study_instance_uid == study_instance_uid)
             .with_for_update()
         ).scalar_one_or_none()
-        if state not in {"analyzed", "skipped"} or _is_unsent(connection, study_instance_uid):
+        unsent = connection.execute(_unsent(study_instance_uid).limit(1)).first()
+        if state not in CLOSED or unsent is not None:
             return []
         paths = _paths(connection, study_instance_uid)
         for table in (instance, result):
@@ -80,13 +101,13 @@ def unreferenced(
         yield free
 
 
-def _is_unsent(connection: Connection, uid: str) -> bool:
-    waiting = (
+def _unsent(uid: Any) -> Select[Any]:
+    """Deliveries of a study that some destination has not got; uid: a value or a column."""
+    return (
         select(delivery.c.id)
         .join(result, result.c.sop_instance_uid == delivery.c.sop_instance_uid)
         .where(result.c.study_instance_uid == uid, delivery.c.state.in_((*OPEN, "failed")))
     )
-    return connection.execute(waiting.limit(1)).first() is not None
 
 
 def _paths(connection: Connection, uid: str, key: str | None = None) -> list[str]:
@@ -100,7 +121,7 @@ def _paths(connection: Connection, uid: str, key: str | None = None) -> list[str
 def studies_of(database: Database, patient_id: str) -> list[str]:
     """The studies that hold an image of a patient."""
     with database.read() as connection:
-        key = patient_key(connection, patient_id)
+        key = patient_key(database, connection, patient_id)
         return list(
             connection.execute(
                 select(instance.c.study_instance_uid)
@@ -129,7 +150,7 @@ def set_patient(database: Database, name: tuple[str, str], patient_id: str) -> N
             update(instance)
             .where(instance.c.study_instance_uid == name[0])
             .where(instance.c.sop_instance_uid == name[1])
-            .values(patient=patient_key(connection, patient_id))
+            .values(patient=patient_key(database, connection, patient_id))
         )
 
 
@@ -164,7 +185,7 @@ def purge(
     uid = study_instance_uid
     with database.write() as connection:
         now = database.now(connection)
-        key = patient_key(connection, patient_id) if patient_id is not None else None
+        key = patient_key(database, connection, patient_id) if patient_id is not None else None
         known = connection.execute(
             select(study).where(study.c.study_instance_uid == uid).with_for_update()
         ).one()
@@ -178,9 +199,9 @@ def purge(
             connection.execute(delete(event).where(event.c.subject_id == uid))
             connection.execute(delete(study).where(study.c.study_instance_uid == uid))
         else:
-            _analyze_rest(connection, now, known)
-        remove(set(paths) - set(_paths(connection, uid)))
-    return Removed(whole, images, results, findings, tuple(paths))
+            reopen(connection, now, known, now, PURGED, analyzed_revision=None)
+        remove(paths)
+    return Removed(whole, images, results, findings, len(paths))
 
 
 def _count(connection: Connection, table: Any, uid: str) -> int:
@@ -218,22 +239,3 @@ def _remove_images(connection: Connection, uid: str, key: str | None) -> int:
 def _images(uid: str, key: str | None) -> list[ColumnElement[bool]]:
     of_study = [instance.c.study_instance_uid == uid]
     return of_study if key is None else [*of_study, instance.c.patient == key]
-
-
-def _analyze_rest(connection: Connection, now: Any, known: Any) -> None:
-    uid = known.study_instance_uid
-    if known.state != "receiving":
-        record(connection, now, "study", uid, known.state, "receiving", "a patient was removed")
-    connection.execute(
-        update(study)
-        .where(study.c.study_instance_uid == uid)
-        .values(
-            state="receiving",
-            revision=known.revision + 1,
-            analyzed_revision=None,
-            attempts=0,
-            lease=None,
-            due_at=now,
-            reason=None,
-        )
-    )

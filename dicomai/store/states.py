@@ -1,5 +1,7 @@
 """Which state may follow which; what is not listed here raises."""
 
+OPEN = ("pending", "sending", "committing")  # deliveries that are not at an end
+
 # None: the row is new. The same state twice: a lease ran out and the work was claimed again.
 TRANSITIONS: dict[str, dict[str | None, frozenset[str]]] = {
     "study": {
