@@ -28,14 +28,14 @@ from dicomai import tls
 from dicomai.audit import AuditCode, AuditEvent, Auditor
 from dicomai.errors import HeldElsewhere, NotDicom
 from dicomai.parse import PARSER_ERRORS, parse
-from dicomai.receive import admission, command, inbox
+from dicomai.receive import command, inbox
+from dicomai.receive.admission import admit
 from dicomai.receive.alerts import Alerts
 from dicomai.receive.association import Association, Message, Terms
 from dicomai.receive.server import Doors, Server, bind
 from dicomai.settings import Receive
 from dicomai.store import queue
 from dicomai.store.database import Database
-from dicomai.study import Instance
 
 __all__ = ["Listener", "bind"]
 
@@ -161,33 +161,23 @@ class Listener:
         meta = _file_meta(header, syntax)
         instance = inbox.keep(self._data_dir / "inbox", header, syntax, meta, message.dataset)
         size = len(meta) + len(message.dataset)
-        self._admit(association, header, instance, size)
+        outcome = admit(
+            self._database,
+            self._data_dir,
+            header,
+            instance,
+            size,
+            association.calling_ae_title,
+            self._receive.quiet_seconds,
+        )
         visit.kept[header.study_instance_uid] += 1
-        return SUCCESS
-
-    def _admit(
-        self, association: Association, header: inbox.Header, instance: Instance, size: int
-    ) -> None:
-        try:
-            outcome = admission.admit(
-                self._database,
-                self._data_dir,
-                header,
-                instance,
-                size,
-                association.calling_ae_title,
-                self._receive.quiet_seconds,
-            )
-        except HeldElsewhere:  # no row names it, and none will
-            study = header.study_instance_uid
-            admission.discard(self._database, self._data_dir, study, [instance.path])
-            raise
         log.info(
             "received",
             study=header.study_instance_uid,
             instance=header.sop_instance_uid,
             outcome=outcome.value,
         )
+        return SUCCESS
 
     def _has_space(self, visit: _Visit) -> bool:
         found = os.statvfs(self._data_dir)
