@@ -104,7 +104,7 @@ def adopt(settings: Settings, database: Database, file: Path) -> bool:
     except NotDicom as error:
         log.warning("broken_file", reason=str(error))
         return False
-    except HeldElsewhere:  # was refused, so that its sender has it
+    except (HeldElsewhere, FileNotFoundError):  # was refused, or replaced: its sender knows
         return False
     # A duplicate that lies under another name is not needed.
     return outcome is not queue.Outcome.DUPLICATE

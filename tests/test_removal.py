@@ -1,6 +1,7 @@
 """What is removed, and what never is: retention after delivery, purge of a patient."""
 
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from daemon import Daemon, command, daemon
 from peers import free_port, storescu, wait_until
 from pydicom.uid import generate_uid
 from sqlalchemy import select
-from studies import DATA, QUIET, STUDY, Bench, instance
+from studies import DATA, QUIET, STUDY, Bench, as_it_is, instance
 from studies import bench as new_bench
 
 from dicomai import upkeep
@@ -42,7 +43,7 @@ def ignore(_paths: Collection[str]) -> None:
 def arrive(bench: Bench, number: int, patient_id: str, study: str = STUDY) -> Outcome:
     """An image of a patient arrives."""
     arrival = Arrival(instance(number, study), study, 1, True, "MODALITY", None, patient_id)
-    return queue.arrive(bench.database, arrival, DATA, QUIET)[0]
+    return queue.arrive(bench.database, arrival, DATA, QUIET, as_it_is)[0]
 
 
 # Retention
@@ -173,8 +174,28 @@ def test_an_object_whose_file_was_removed_before_its_commit_is_not_acknowledged(
     header, item, size = inbox.read_file(file)
     gone = inbox.keep(settings.data_dir / "inbox", header, item.transfer_syntax_uid, b"", b"x")
     gone.path.unlink()
+    before = new_bench(database).everything()
     with pytest.raises(FileNotFoundError):
         admit(database, settings.data_dir, header, gone, size, "MODALITY", 0)
+    assert new_bench(database).everything() == before
+
+
+def test_an_object_of_a_new_study_cannot_arrive_while_its_file_is_being_removed(
+    database: Database,
+) -> None:
+    bench = new_bench(database)
+    before = bench.everything()
+    with ThreadPoolExecutor(1) as other:
+        with removal.unreferenced(database, "9.9", ["inbox/9.9/1.dcm"]) as free:
+            arriving = other.submit(arrive, bench, 1, "A", "9.9")
+            assert free == {"inbox/9.9/1.dcm"}
+            with pytest.raises(TimeoutError):
+                arriving.result(0.5)
+        assert arriving.result() is Outcome.NEW
+    with removal.unreferenced(database, "9.8", []):
+        pass
+    after = bench.everything()
+    assert len(after["study"]) == len(before["study"]) + 1
 
 
 # Patients
@@ -197,7 +218,7 @@ def test_a_study_of_two_patients_is_analyzed_once_it_is_corrected(bench: Bench) 
     bench.clock.wait(QUIET)
     assert bench.claim() is None
     corrected = Arrival(instance(2, content="corrected"), STUDY, 1, True, "MODALITY", None, "A ")
-    queue.arrive(bench.database, corrected, DATA, QUIET)
+    queue.arrive(bench.database, corrected, DATA, QUIET, as_it_is)
     bench.analyze()
     assert bench.study().state == "analyzed"
 

@@ -23,8 +23,8 @@ def admit(
 ) -> Outcome:
     """Commit an instance that lies in the inbox, and remove the file that it replaces.
 
-    Raises HeldElsewhere, and OSError where somebody removed the file before it had its row; the
-    sender, who has not been told Success, sends it again.
+    Raises HeldElsewhere, and OSError where somebody removed the file before it had its row, and
+    then nothing is changed; the sender, who has not been told Success, sends it again.
     """
     arrival = Arrival(
         instance,
@@ -45,7 +45,6 @@ def admit(
         return outcome
     if replaced is not None:
         discard(database, data_dir, header.study_instance_uid, [replaced])
-    instance.path.stat()
     return outcome
 
 

@@ -149,12 +149,19 @@ def read_back(path: Path) -> tuple[Header, Instance, int]:
     return header, instance, size
 
 
+def _is_older(file: Path, moment: float) -> bool:
+    try:
+        return file.stat().st_mtime < moment
+    except FileNotFoundError:  # written or replaced at this moment
+        return False
+
+
 def files_before(folder: Path, moment: float) -> Iterator[list[Path]]:
     """Files last changed before a moment (seconds since 1970), a study's folder at a time."""
     if not folder.is_dir():
         return
     for study in sorted(folder.iterdir()):
         if study.is_dir():
-            old = [file for file in sorted(study.iterdir()) if file.stat().st_mtime < moment]
+            old = [file for file in sorted(study.iterdir()) if _is_older(file, moment)]
             if old:
                 yield old

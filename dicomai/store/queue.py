@@ -122,7 +122,11 @@ def audit_event(database: Database, **values: Any) -> None:
 
 
 def arrive(
-    database: Database, arrival: Arrival, data_dir: Path, quiet_seconds: float
+    database: Database,
+    arrival: Arrival,
+    data_dir: Path,
+    quiet_seconds: float,
+    confirm: Callable[[Path], object] = Path.stat,
 ) -> tuple[Outcome, Path | None]:
     """Commit a received instance; after this, and only after this, the sender may be told Success.
 
@@ -130,12 +134,16 @@ def arrive(
     has the very same.
     An instance with equal digest changes nothing. Own results that a PACS sends back, and what
     holds no image, are kept and never make a study due (they would make an endless loop).
-    Raises HeldElsewhere where the study's files lie in another daemon's folder.
+    confirm: raises where the file is gone. It is asked while the study's row is locked, without
+    which nobody removes a file.
+    Raises HeldElsewhere where the study's files lie in another daemon's folder, and OSError where
+    the file is gone: another sender's object had its name, and was replaced.
     """
     new = arrival.instance
     with database.write() as connection:
         now = database.now(connection)
-        known = _lock_study(connection, database, arrival.study_instance_uid, now)
+        known = lock_study(connection, database, arrival.study_instance_uid, now)
+        confirm(new.path)
         old = connection.execute(select(instance).where(*_same(arrival))).first()
         is_elsewhere = database.node not in {None, known.node}
         if old is not None and old.digest == new.digest and old.path is not None:
@@ -207,7 +215,7 @@ def patient_key(database: Database, connection: Connection, patient_id: str) -> 
     return hmac.new(salt, patient_id.strip().encode(), hashlib.sha256).hexdigest()
 
 
-def _lock_study(connection: Connection, database: Database, uid: str, now: datetime) -> Any:
+def lock_study(connection: Connection, database: Database, uid: str, now: datetime) -> Any:
     """The study's row, made where it is missing, locked until the commit."""
     made = connection.execute(
         database.insert(study)

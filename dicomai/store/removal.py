@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, delete, func, select, update
 
 from dicomai.store.database import Database
-from dicomai.store.queue import PURGED, held_here, patient_key, reopen
+from dicomai.store.queue import PURGED, held_here, lock_study, patient_key, reopen
 from dicomai.store.states import OPEN
 from dicomai.store.tables import (
     analysis,
@@ -90,15 +90,13 @@ def unreferenced(
     Results of a study that is being analyzed are left out: theirs are about to come.
     """
     with database.write() as connection:
-        state = connection.execute(
-            select(study.c.state)
-            .where(study.c.study_instance_uid == study_instance_uid)
-            .with_for_update()
-        ).scalar_one_or_none()
+        # A study that has no row is locked by a row that nobody else ever sees.
+        known = lock_study(connection, database, study_instance_uid, database.now(connection))
         free = set(paths) - set(_paths(connection, study_instance_uid))
-        if state == "analyzing":
+        if known.state == "analyzing":
             free = {path for path in free if not path.startswith("results/")}
         yield free
+        connection.rollback()
 
 
 def _unsent(uid: Any) -> Select[Any]:
