@@ -1,6 +1,7 @@
 """Trouble on this side: the disk, the database, the clock, memory, and a second daemon."""
 
 import os
+import resource
 import shutil
 import sqlite3
 import subprocess
@@ -372,3 +373,42 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_until_it_does() -> None
     )
     assert done.returncode == 0, done.stderr
     assert "out of memory on cpu with 1 images at once" in done.stdout
+
+
+def vast_model(models: Path) -> None:
+    """The starter, to which every image is shown 21 times as large."""
+    folder = models / "vast" / "1"
+    shutil.copytree(Path(__file__).parents[1] / "config/models/chest-starter/1", folder)
+    described = folder / "model.toml"
+    words = described.read_text().replace("chest-starter", "vast", 1)
+    assert "size = 224" in words
+    described.write_text(words.replace("size = 224", "size = 1024"))
+
+
+def test_a_study_for_which_there_is_no_memory_fails_with_its_reason(tmp_path: Path) -> None:
+    vast_model(tmp_path / "data/models")
+    settings = '[infer]\nmodel = "vast"\n'
+    url = f"sqlite:///{tmp_path}/dicomai.db"
+    with daemon(tmp_path, url, free_port(), more=settings) as running:
+        first, second = (make.chest_radiograph(number) for number in (1, 2))
+        storescu(running.port, make.save(tmp_path / "first", [first]))
+        running.wait_idle(1)  # all its threads are there
+        (scoring,) = (pid for pid in running.processes() if "infer" in arguments(pid))
+        pages = int(Path(f"/proc/{scoring}/statm").read_text().split()[0])
+        hard = resource.RLIM_INFINITY
+        resource.prlimit(scoring, resource.RLIMIT_AS, (pages * 4096 + (40 << 20), hard))
+        storescu(running.port, make.save(tmp_path / "second", [second]))
+        states = {row["study_instance_uid"]: row for row in running.wait_idle(2)}
+        row = states[second.StudyInstanceUID]
+        assert row["state"] == "failed"
+        assert row["reason"] == ("the analysis failed: out of memory on cpu with 1 images at once")
+        resource.prlimit(scoring, resource.RLIMIT_AS, (hard, hard))
+        again = command(running.config, "study", "retry", row["study_instance_uid"])
+        assert again.returncode == 0, again.stderr
+        assert {row["state"] for row in running.wait_idle(2)} == {"analyzed"}
+        assert scoring in running.processes()
+
+
+def arguments(pid: int) -> list[str]:
+    """A process's command line."""
+    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
