@@ -5,28 +5,20 @@ next: Retryable and trouble with disk or database waits, anything else fails the
 """
 
 import signal
-import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import structlog
-from pydicom.dataset import Dataset
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicomai import node
-from dicomai.audit import open_auditor
-from dicomai.deliver import commitment
-from dicomai.errors import ModelDamaged, Rejected
+from dicomai.errors import ModelDamaged
 from dicomai.infer import package
-from dicomai.prepare import image
-from dicomai.prepare.pool import MEGABYTE, Pool
-from dicomai.receive.listener import Listener
 from dicomai.settings import Destination, Settings, shipped
-from dicomai.store import outbox, queries, queue
+from dicomai.store import queries, queue
 from dicomai.store.database import Database, open_database, require_current
-from dicomai.study import WITHDRAWAL, Instance, Limits, Model, Reporting
+from dicomai.study import WITHDRAWAL, Model, Reporting
 
 log = structlog.get_logger()
 
@@ -73,39 +65,6 @@ def model_folders(settings: Settings) -> tuple[Path, ...]:
     return settings.data_dir / "models", shipped("config/models")
 
 
-def limits(settings: Settings) -> Limits:
-    """What one object may ask for."""
-    most = settings.prepare
-    return Limits(most.max_pixels, most.max_megabytes * MEGABYTE, most.max_frames)
-
-
-def decoding_pool(settings: Settings) -> Pool:
-    """The decoding processes; they start when they are needed."""
-    how = settings.prepare
-    return Pool(how.workers, how.timeout_seconds, how.memory_megabytes)
-
-
-def preparer(
-    settings: Settings, pool: Pool, model: Model
-) -> Callable[[tuple[Instance, ...]], Iterator[list[Any] | Rejected]]:
-    """Prepare a study's images for a model, several at a time."""
-
-    def prepare(instances: tuple[Instance, ...]) -> Iterator[list[Any] | Rejected]:
-        return pool.map(image.prepare, [(item, model, limits(settings)) for item in instances])
-
-    return prepare
-
-
-def header_reader(settings: Settings, pool: Pool) -> Callable[[Instance], Dataset | Rejected]:
-    """Read the header of one stored object, in a decoding process."""
-
-    def read(instance: Instance) -> Dataset | Rejected:
-        (done,) = pool.map(image.read_header, [(instance, limits(settings))])
-        return done if isinstance(done, Rejected) else done[0]
-
-    return read
-
-
 def outputs(settings: Settings) -> dict[str, frozenset[str]]:
     """Destination -> the kinds of results that it gets."""
     return {
@@ -123,34 +82,6 @@ def reporting(settings: Settings) -> Reporting:
     return Reporting(
         how.layout, how.undetermined_margin, frozenset(kind for one in kinds for kind in one)
     )
-
-
-def listen(settings: Settings, listening: socket.socket, stop: threading.Event) -> None:
-    """The Storage SCP."""
-    database = join(settings)
-    auditor = open_auditor(settings, database)
-
-    def committed(ds: Dataset) -> bool:
-        report = commitment.read(ds)
-        return outbox.commitment_reported(
-            database,
-            report.transaction_uid,
-            report.committed,
-            report.failed,
-            settings.deliver.max_attempts,
-            settings.deliver.longest_retry_seconds,
-        )
-
-    listener = Listener(
-        listening, settings.receive, database, settings.data_dir, auditor, committed
-    )
-    server = threading.Thread(target=listener.serve, name="listener", daemon=True)
-    server.start()
-    log.info("listening", host=listening.getsockname()[0], port=listening.getsockname()[1])
-    wait_for(stop)
-    listener.stop()
-    server.join(FINISH_SECONDS)
-    auditor.close()
 
 
 def choose_model(settings: Settings, database: Database) -> Model:
@@ -171,15 +102,6 @@ def choose_model(settings: Settings, database: Database) -> Model:
     if active not in found:
         raise ModelDamaged(f"the active version {active} of {name} is not installed: install it")
     return found[active]
-
-
-def infer(settings: Settings, stop: threading.Event) -> None:
-    """Score studies until told to stop."""
-    from dicomai.worker import Worker  # torch: only the process that scores pays for it
-
-    database = join(settings)
-    worker = Worker(settings, database, choose_model(settings, database))
-    worker.run(stop)
 
 
 def work_until(stop: threading.Event, step: Callable[[], bool]) -> None:

@@ -16,15 +16,15 @@ from dicomai.infer.engine import Engine
 from dicomai.roles import (
     FINISH_SECONDS,
     TROUBLE_SECONDS,
-    decoding_pool,
+    choose_model,
     first_line,
-    header_reader,
+    join,
     outputs,
-    preparer,
     reporting,
     wait_for,
     work_until,
 )
+from dicomai.scoring import decoding_pool, header_reader, preparer
 from dicomai.settings import Settings
 from dicomai.store import queries, queue
 from dicomai.store.database import Database
@@ -32,6 +32,12 @@ from dicomai.store.queue import CRASHES_IN_COMPANY, Claim
 from dicomai.study import Algorithm, Analysis, Model
 
 log = structlog.get_logger()
+
+
+def infer(settings: Settings, stop: threading.Event) -> None:
+    """Score studies until told to stop."""
+    database = join(settings)
+    Worker(settings, database, choose_model(settings, database)).run(stop)
 
 
 class Worker:

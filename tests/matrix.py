@@ -27,7 +27,7 @@ from dicomai.analyze import Context, Scorer, analyze
 from dicomai.infer import package
 from dicomai.infer.engine import Engine
 from dicomai.receive.inbox import read_file
-from dicomai.roles import decoding_pool, header_reader, preparer
+from dicomai.scoring import decoding_pool, header_reader, preparer
 from dicomai.settings import Settings, shipped
 from dicomai.study import KINDS, WITHDRAWAL, Algorithm, Analysis, Model, Reporting, Sent, Study
 

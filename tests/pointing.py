@@ -20,7 +20,7 @@ from dicomai.infer import package
 from dicomai.infer.engine import Engine
 from dicomai.prepare import geometry, image
 from dicomai.receive.inbox import read_file
-from dicomai.roles import limits
+from dicomai.scoring import limits
 from dicomai.settings import Settings, shipped
 from dicomai.study import Float32, Frame
 

@@ -10,15 +10,8 @@ from pathlib import Path
 
 from dicomai.analyze import Context, Scorer, analyze
 from dicomai.infer.engine import Engine
-from dicomai.roles import (
-    choose_model,
-    connect,
-    decoding_pool,
-    header_reader,
-    outputs,
-    preparer,
-    reporting,
-)
+from dicomai.roles import choose_model, connect, outputs, reporting
+from dicomai.scoring import decoding_pool, header_reader, preparer
 from dicomai.settings import load
 from dicomai.store import queries
 from dicomai.study import Algorithm, Float32, Instance, Study

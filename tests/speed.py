@@ -35,7 +35,7 @@ from dicomai.prepare import geometry, image, pixels
 from dicomai.prepare.decoders import Frames
 from dicomai.prepare.pool import Pool
 from dicomai.receive import inbox
-from dicomai.roles import limits
+from dicomai.scoring import limits
 from dicomai.settings import Settings, shipped
 
 LIMITS = limits(Settings())

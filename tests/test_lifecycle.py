@@ -149,7 +149,7 @@ def test_the_sweep_adopts_a_whole_file_without_a_row_and_removes_what_is_broken(
 
 def test_the_light_roles_do_not_import_torch() -> None:
     program = (
-        "import sys, dicomai.cli, dicomai.roles, dicomai.schedule, dicomai.supervise;"
+        "import sys, dicomai.cli, dicomai.receiving, dicomai.schedule, dicomai.sending;"
         "sys.exit('torch' in sys.modules or 'torchvision' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -11,6 +11,7 @@ from studies import bench as new_bench
 
 from dicomai.errors import DatabaseUnready
 from dicomai.settings import shipped
+from dicomai.store import database as database_module
 from dicomai.store import outbox, queries, queue
 from dicomai.store.database import (
     Database,
@@ -101,18 +102,24 @@ def test_a_database_without_its_version_is_refused_with_one_line(database: Datab
     assert "run 'dicomai db upgrade'" in refusal(database)
 
 
+def test_the_schema_that_the_code_asks_for_is_the_newest_migration(database: Database) -> None:
+    assert current_revision(database) == database_module.SCHEMA
+
+
 def test_an_older_database_is_refused_with_one_line_until_it_is_upgraded(
-    database: Database, tmp_path: Path
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     newer_code = tmp_path / "migrations"
     shutil.copytree(MIGRATIONS, newer_code)
     head = current_revision(database)
     (newer_code / "versions" / "next.py").write_text(NEXT.format(head=head))
+    monkeypatch.setattr(database_module, "SCHEMA", "next")
     assert refusal(database, newer_code) == (
         f"the database is at {head}, not next: run 'dicomai db upgrade'"
     )
     upgrade(database, newer_code)
     require_current(database, newer_code)
+    monkeypatch.undo()
     assert refusal(database) == (
         "the database is at next, newer than this dicomai: install a newer dicomai"
     )

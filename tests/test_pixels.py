@@ -22,7 +22,7 @@ from pydicom.uid import (
 from dicomai.errors import UnsupportedPixels
 from dicomai.prepare import image as prepared
 from dicomai.prepare.decoders import Frames, frame_count
-from dicomai.roles import limits
+from dicomai.scoring import limits
 from dicomai.settings import Settings
 
 RAMP = np.arange(256, dtype=np.uint16).reshape(16, 16) * 16  # 0 to 4080, 12 bits

@@ -39,7 +39,8 @@ from dicomai.infer import package
 from dicomai.infer.engine import Engine
 from dicomai.objects import Maker
 from dicomai.receive.inbox import read_file
-from dicomai.roles import decoding_pool, header_reader, preparer, reporting
+from dicomai.roles import reporting
+from dicomai.scoring import decoding_pool, header_reader, preparer
 from dicomai.settings import Settings, shipped
 from dicomai.study import (
     KINDS,

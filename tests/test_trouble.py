@@ -303,22 +303,18 @@ def test_two_daemons_on_one_postgres_each_do_their_own_studies(
         archive.close()
 
 
-def test_a_second_daemon_in_the_same_folder_is_refused(tmp_path: Path) -> None:
-    with daemon(tmp_path, f"sqlite:///{tmp_path}/dicomai.db", free_port()) as running:
+def test_a_second_daemon_in_a_folder_is_refused_and_so_is_another_database(tmp_path: Path) -> None:
+    with daemon(tmp_path, f"sqlite:///{tmp_path}/one.db", free_port()) as running:
         second = command(running.config, "run")
         assert second.returncode == 1
         assert "another 'dicomai run' works in" in second.stderr
         assert second.stderr.count("\n") == 1
-
-
-def test_a_folder_of_another_database_is_refused(tmp_path: Path) -> None:
-    with daemon(tmp_path, f"sqlite:///{tmp_path}/one.db", free_port()) as running:
         storescu(running.port, make.save(tmp_path / "sent", [make.chest_radiograph()]))
         running.wait_idle(1)
         kept = sorted((running.folder / "data").rglob("*.dcm"))
     running.config.write_text(running.config.read_text().replace("one.db", "two.db"))
+    command(running.config, "db", "upgrade")
     for role in ("run", "schedule"):
-        command(running.config, "db", "upgrade")
         refused = command(running.config, role)
         assert refused.returncode == 1, role
         assert "belongs to another database" in refused.stderr

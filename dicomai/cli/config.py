@@ -7,7 +7,6 @@ from dicomai import roles, tls
 from dicomai.cli.options import Config, load
 from dicomai.errors import Misuse
 from dicomai.infer import package
-from dicomai.schedule import triggers
 from dicomai.settings import as_toml_like
 from dicomai.store.database import open_database
 
@@ -17,6 +16,8 @@ app = typer.Typer(help="The settings.", no_args_is_help=True)
 @app.command()
 def check(config: Config = None) -> None:
     """Read the settings and everything they name; nothing is started."""
+    from dicomai.schedule import triggers
+
     settings = load(config)
     triggers(settings)
     open_database(settings.database.url)

@@ -1,4 +1,4 @@
-"""run, listen, infer, deliver, schedule."""
+"""run, listen, infer, deliver, schedule; each imports what it runs only when it is called."""
 
 import os
 import socket
@@ -19,10 +19,6 @@ from dicomai.audit import (
     person,
 )
 from dicomai.cli.options import Config, load
-from dicomai.receive.listener import bind
-from dicomai.schedule import schedule as run_schedule
-from dicomai.schedule import triggers
-from dicomai.sending import deliver as run_deliver
 from dicomai.settings import Settings, shipped
 from dicomai.store.database import Database, current_revision, open_database, upgrade
 from dicomai.supervise import supervise
@@ -51,6 +47,8 @@ def _note(settings: Settings, database: Database, role: str, kind: str) -> None:
 
 def run(config: Config = None) -> None:
     """Start the whole daemon; SIGTERM or Ctrl-C ends it within ten seconds."""
+    from dicomai.schedule import triggers
+
     settings = load(config)
     logs.configure("run")
     triggers(settings)
@@ -61,6 +59,8 @@ def run(config: Config = None) -> None:
 
 
 def _run(settings: Settings, config: Path | None) -> None:
+    from dicomai.receive.server import bind
+
     database = open_database(settings.database.url)
     if current_revision(database) is None:
         upgrade(database, shipped("migrations"))
@@ -95,6 +95,9 @@ def listen(
     socket_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Receive images only."""
+    from dicomai import receiving
+    from dicomai.receive.server import bind
+
     settings = load(config)
     logs.configure("listen")
     if socket_fd is None:
@@ -102,28 +105,34 @@ def listen(
     else:
         listening = socket.socket(fileno=socket_fd)
     with _audited(settings, "listen"):
-        roles.listen(settings, listening, roles.stop_on_signal())
+        receiving.listen(settings, listening, roles.stop_on_signal())
 
 
 def infer(config: Config = None) -> None:
     """Analyze what has been received."""
+    from dicomai import worker
+
     settings = load(config)
     logs.configure("infer")
     with _audited(settings, "infer"):
-        roles.infer(settings, roles.stop_on_signal())
+        worker.infer(settings, roles.stop_on_signal())
 
 
 def deliver(config: Config = None) -> None:
     """Send results."""
+    from dicomai import sending
+
     settings = load(config)
     logs.configure("deliver")
     with _audited(settings, "deliver"):
-        run_deliver(settings, roles.stop_on_signal())
+        sending.deliver(settings, roles.stop_on_signal())
 
 
 def schedule(config: Config = None) -> None:
     """Do by the clock what is to be done by the clock."""
+    from dicomai import schedule as clock
+
     settings = load(config)
     logs.configure("schedule")
     with _audited(settings, "schedule"):
-        run_schedule(settings, roles.stop_on_signal())
+        clock.schedule(settings, roles.stop_on_signal())

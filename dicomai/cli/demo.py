@@ -19,7 +19,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dicomai import logs
-from dicomai.deliver import sender
 from dicomai.errors import DicomaiError, Unready
 from dicomai.settings import PREFIX
 from dicomai.store import queries
@@ -103,6 +102,7 @@ def daemon(config: Path, log: Path) -> Iterator[None]:
 
 def wait_for(config: Path, process: "subprocess.Popen[bytes]", log: Path) -> None:
     """Until the daemon answers a C-ECHO."""
+    from dicomai.deliver import sender
     from dicomai.settings import load
 
     port = load(config).receive.port
@@ -146,6 +146,8 @@ def progress(console: Console) -> Progress:
 
 def send(bars: Progress, port: int, files: list[Path]) -> None:
     """C-STORE every file, one association."""
+    from dicomai.deliver import sender
+
     sent = bars.add_task("studies sent (C-STORE)", total=len(files))
     contexts = sender.contexts_for(files)
     with sender.association("127.0.0.1", port, "DICOMAI", "DEMO", contexts, 30) as assoc:

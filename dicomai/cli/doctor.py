@@ -4,7 +4,6 @@ from typing import Annotated
 
 import typer
 
-from dicomai import doctor as examination
 from dicomai.cli.options import Config, load
 
 MOST = 50  # problems of one check that are listed
@@ -15,7 +14,9 @@ def doctor(
     deep: Annotated[bool, typer.Option("--deep", help="read every file, too")] = False,
 ) -> None:
     """Say whether everything is consistent; the daemon may run meanwhile."""
-    checks = examination.examine(load(config), deep)
+    from dicomai.doctor import examine
+
+    checks = examine(load(config), deep)
     for check in checks:
         typer.echo(f"{'PROBLEM' if check.problems else 'ok':8} {check.name:13} {check.figure}")
         for problem in check.problems[:MOST]:

@@ -7,7 +7,6 @@ import typer
 
 from dicomai import logs, tls
 from dicomai.cli.options import Config, load
-from dicomai.deliver import sender
 from dicomai.errors import Misuse
 
 
@@ -15,6 +14,8 @@ def echo(
     destination: Annotated[str, typer.Argument(help="name in the settings")], config: Config = None
 ) -> None:
     """Ask a destination whether it is there (C-ECHO)."""
+    from dicomai.deliver import sender
+
     settings = load(config)
     logs.configure("echo")
     found = [d for d in settings.destinations if d.name == destination]

@@ -10,7 +10,6 @@ from dicomai.audit import AuditCode
 from dicomai.cli.options import Config, audited, load
 from dicomai.durable import remove_empty
 from dicomai.errors import Misuse, NotDicom
-from dicomai.receive import inbox
 from dicomai.roles import join
 from dicomai.settings import Settings
 from dicomai.store import queries, removal
@@ -63,6 +62,8 @@ def _chosen(
 
 
 def _note_patients(data_dir: Path, store: Database) -> None:
+    from dicomai.receive import inbox
+
     for name, path in removal.without_patient(store).items():
         try:
             header, _, _ = inbox.read_file(data_dir / path)

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,19 +11,12 @@ from dicomai.cli.options import Config, Format, FormatOption, load, show
 from dicomai.cli.results import COLUMNS
 from dicomai.errors import Misuse, NotDicom, Rejected
 from dicomai.infer import package
-from dicomai.prepare import image, pixels
-from dicomai.prepare.pool import Pool
-from dicomai.receive import inbox
-from dicomai.roles import (
-    decoding_pool,
-    header_reader,
-    limits,
-    model_folders,
-    preparer,
-    reporting,
-)
+from dicomai.roles import model_folders, reporting
 from dicomai.settings import Settings
 from dicomai.study import Algorithm, Analysis, Instance, Model, Study
+
+if TYPE_CHECKING:
+    from dicomai.prepare.pool import Pool
 
 
 def try_files(
@@ -49,6 +42,8 @@ def try_files(
 
     With --render, what the model does not accept is rendered, too.
     """
+    from dicomai.scoring import decoding_pool
+
     settings = load(config)
     logs.configure("try")
     named = _files(paths)
@@ -81,8 +76,11 @@ def _files(paths: list[Path]) -> dict[Path, Path]:
     return found
 
 
-def _render(settings: Settings, pool: Pool, files: dict[Path, Path], folder: Path) -> None:
+def _render(settings: Settings, pool: "Pool", files: dict[Path, Path], folder: Path) -> None:
     """NAME.N.png for frame N of each file."""
+    from dicomai.prepare import image
+    from dicomai.scoring import limits
+
     if len(set(files.values())) < len(files):
         raise Misuse("--render: two of these files have the same name; give their folder instead")
     calls = [(file, folder / name, limits(settings)) for file, name in files.items()]
@@ -96,8 +94,12 @@ def _render(settings: Settings, pool: Pool, files: dict[Path, Path], folder: Pat
 
 
 def _analyze(
-    settings: Settings, pool: Pool, files: list[Path], out: Path, explain: bool
+    settings: Settings, pool: "Pool", files: list[Path], out: Path, explain: bool
 ) -> list[dict[str, Any]]:
+    from dicomai.prepare import pixels
+    from dicomai.receive import inbox
+    from dicomai.scoring import limits
+
     rows: list[dict[str, Any]] = []
     studies: dict[str, list[Instance]] = {}
     for file in files:
@@ -112,11 +114,12 @@ def _analyze(
 
 
 def _score(
-    settings: Settings, pool: Pool, studies: dict[str, list[Instance]], out: Path, explain: bool
+    settings: Settings, pool: "Pool", studies: dict[str, list[Instance]], out: Path, explain: bool
 ) -> list[dict[str, Any]]:
     from dicomai.analyze import Context, Scorer, analyze  # torch, only where it is needed
     from dicomai.explain import write_channels, write_label_maps
     from dicomai.infer.engine import Engine
+    from dicomai.scoring import header_reader, preparer
 
     model = _newest(settings)
     engine = Engine(model, settings.infer.device)

@@ -4,11 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import alembic.command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, Table, create_engine, event, func, inspect, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
@@ -16,6 +13,10 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from dicomai.errors import DatabaseUnready, Misuse
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+SCHEMA = "0003"  # the newest in migrations/; alembic is imported only by what looks there
 BUSY_SECONDS = 10  # a sender waits for as long, and many give up after 30
 
 
@@ -104,23 +105,27 @@ def _sqlite_engine(url: str, file: str | None) -> Engine:
 
 def upgrade(database: Database, migrations: Path, revision: str = "head") -> None:
     """Run the migrations up to a revision. Raises DatabaseUnready where the code is too old."""
+    from alembic import command
+
     found = current_revision(database)
     config = _alembic(migrations)
     if found is not None and found not in _revisions(config):
         raise DatabaseUnready(_newer(found))
     with _migrating(database, config):
-        alembic.command.upgrade(config, revision)
+        command.upgrade(config, revision)
 
 
 def downgrade(database: Database, migrations: Path, revision: str) -> None:
     """Run the migrations down to a revision; "base" drops everything."""
+    from alembic import command
+
     config = _alembic(migrations)
     with _migrating(database, config):
-        alembic.command.downgrade(config, revision)
+        command.downgrade(config, revision)
 
 
 @contextmanager
-def _migrating(database: Database, config: Config) -> Iterator[None]:
+def _migrating(database: Database, config: "Config") -> Iterator[None]:
     """The connection for a migration; all of it is one transaction.
 
     SQLite changes a table by making it anew, which the rows that refer to it must not see: their
@@ -144,7 +149,9 @@ def _migrating(database: Database, config: Config) -> Iterator[None]:
             )
 
 
-def _alembic(migrations: Path) -> Config:
+def _alembic(migrations: Path) -> "Config":
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(migrations).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
@@ -166,18 +173,18 @@ def current_revision(database: Database) -> str | None:
 def require_current(database: Database, migrations: Path) -> None:
     """Raise DatabaseUnready unless the schema is the one that this code was written for."""
     found = current_revision(database)
-    config = _alembic(migrations)
-    head = ScriptDirectory.from_config(config).get_current_head()
-    if found == head:
+    if found == SCHEMA:
         return
     if found is None:
         raise DatabaseUnready("the database is empty: run 'dicomai db upgrade'")
-    if found in _revisions(config):
-        raise DatabaseUnready(f"the database is at {found}, not {head}: run 'dicomai db upgrade'")
+    if found in _revisions(_alembic(migrations)):
+        raise DatabaseUnready(f"the database is at {found}, not {SCHEMA}: run 'dicomai db upgrade'")
     raise DatabaseUnready(_newer(found))
 
 
-def _revisions(config: Config) -> set[str]:
+def _revisions(config: "Config") -> set[str]:
+    from alembic.script import ScriptDirectory
+
     script = ScriptDirectory.from_config(config)
     return {revision.revision for revision in script.walk_revisions()}
 
