@@ -51,7 +51,7 @@ fuzz: $(VENV)/installed-test peers
 storm: $(VENV)/installed-test peers
 	$(VENV)/bin/python -W ignore tests/storm.py $(STORM)
 
-# 20,000 images at full speed: memory, open files and rate (some hours); SOAK='--images 2000 --out DIR'.
+# 20,000 images at full speed: memory, open files and rate (40 minutes); SOAK='--images 2000 --out DIR'.
 soak: $(VENV)/installed-test peers
 	$(VENV)/bin/python -W ignore tests/soak.py $(SOAK)
 
