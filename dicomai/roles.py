@@ -1,7 +1,7 @@
-"""The processes: claim, work, complete; renew leases meanwhile; end on a signal.
+"""What all processes share: database and folder, models, signals, and how they wait.
 
-Only here and in the C-STORE handler are exceptions caught broadly; their type decides what happens
-next: Retryable and trouble with disk or database waits, anything else fails the one piece of work.
+Trouble with disk or database waits; whatever else goes wrong fails the one piece of work (worker,
+sending, upkeep), and there, as in the C-STORE handler, exceptions are caught broadly.
 """
 
 import signal
