@@ -47,7 +47,7 @@ mutants: $(VENV)/installed-test
 fuzz: $(VENV)/installed-test peers
 	$(VENV)/bin/python -W ignore tests/fuzz.py
 
-# 200 kills while 2,000 images arrive (about half an hour); STORM='--database postgres' for Postgres.
+# 200 kills while 2,000 images arrive (about 20 minutes); STORM='--database postgres' for Postgres.
 storm: $(VENV)/installed-test peers
 	$(VENV)/bin/python -W ignore tests/storm.py $(STORM)
 
