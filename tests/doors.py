@@ -16,7 +16,8 @@ from pydicom.dataset import Dataset
 from sqlalchemy import select
 
 from dicomai.audit import Auditor
-from dicomai.receive.listener import Listener, bind
+from dicomai.receive.listener import Listener
+from dicomai.receive.server import bind
 from dicomai.settings import Receive
 from dicomai.store.database import Database
 from dicomai.store.tables import audit

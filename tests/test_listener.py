@@ -17,7 +17,7 @@ from pynetdicom.sop_class import Verification
 
 from dicomai.deliver import sender
 from dicomai.errors import PeerUnreachable
-from dicomai.receive.listener import bind
+from dicomai.receive.server import bind
 from dicomai.store import queries
 from dicomai.store.database import Database
 

@@ -1,5 +1,6 @@
 """What is removed, and what never is: retention after delivery, purge of a patient."""
 
+import os
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -178,6 +179,21 @@ def test_an_object_whose_file_was_removed_before_its_commit_is_not_acknowledged(
     with pytest.raises(FileNotFoundError):
         admit(database, settings.data_dir, header, gone, size, "MODALITY", 0)
     assert new_bench(database).everything() == before
+
+
+def test_a_folder_that_is_no_study_is_left_alone_and_the_sweep_goes_on(
+    kept: tuple[Settings, list[str]], database: Database
+) -> None:
+    settings, _ = kept
+    foreign = settings.data_dir / "inbox" / ("notes of the administrator " * 4)
+    forgotten = settings.data_dir / "inbox/1.2.3/forgotten.part"
+    for file in (foreign / "notes.txt", forgotten):
+        file.parent.mkdir()
+        file.write_text("x")
+        os.utime(file, (0, 0))
+    assert upkeep.sweep(settings, database) == "0 adopted, 1 removed"
+    assert (foreign / "notes.txt").exists()
+    assert not forgotten.exists()
 
 
 def test_an_object_of_a_new_study_cannot_arrive_while_its_file_is_being_removed(

@@ -397,7 +397,7 @@ def test_a_study_for_which_there_is_no_memory_fails_with_its_reason(tmp_path: Pa
         states = {row["study_instance_uid"]: row for row in running.wait_idle(2)}
         row = states[second.StudyInstanceUID]
         assert row["state"] == "failed"
-        assert row["reason"] == ("the analysis failed: out of memory on cpu with 1 images at once")
+        assert row["reason"] == "the analysis failed: out of memory on cpu with 1 images at once"
         resource.prlimit(scoring, resource.RLIMIT_AS, (hard, hard))
         again = command(running.config, "study", "retry", row["study_instance_uid"])
         assert again.returncode == 0, again.stderr

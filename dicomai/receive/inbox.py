@@ -70,7 +70,7 @@ def _header(ds: Dataset) -> Header:
     uids = []
     for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
         value = str(ds.get(keyword) or "")
-        if len(value) > 64 or not UID_PATTERN.fullmatch(value):
+        if not _is_uid(value):
             raise NotDicom(f"{keyword} is missing or is not a UID")
         uids.append(value)
     expected = str(ds.get("NumberOfStudyRelatedInstances") or "")
@@ -84,6 +84,10 @@ def _header(ds: Dataset) -> Header:
         expected_instances=int(expected) if expected.isdigit() else None,
         patient_id=str(ds.get("PatientID") or ""),
     )
+
+
+def _is_uid(value: str) -> bool:
+    return len(value) <= 64 and UID_PATTERN.fullmatch(value) is not None
 
 
 def _is_image(sop_class_uid: str) -> bool:
@@ -157,11 +161,14 @@ def _is_older(file: Path, moment: float) -> bool:
 
 
 def files_before(folder: Path, moment: float) -> Iterator[list[Path]]:
-    """Files last changed before a moment (seconds since 1970), a study's folder at a time."""
+    """Files last changed before a moment (seconds since 1970), a study's folder at a time.
+
+    What is no study's folder is somebody else's.
+    """
     if not folder.is_dir():
         return
     for study in sorted(folder.iterdir()):
-        if study.is_dir():
+        if _is_uid(study.name) and study.is_dir():
             old = [file for file in sorted(study.iterdir()) if _is_older(file, moment)]
             if old:
                 yield old

@@ -32,12 +32,10 @@ from dicomai.receive import command, inbox
 from dicomai.receive.admission import admit
 from dicomai.receive.alerts import Alerts
 from dicomai.receive.association import Association, Message, Terms
-from dicomai.receive.server import Doors, Server, bind
+from dicomai.receive.server import Doors, Server
 from dicomai.settings import Receive
 from dicomai.store import queue
 from dicomai.store.database import Database
-
-__all__ = ["Listener", "bind"]
 
 log = structlog.get_logger()
 
