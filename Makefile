@@ -6,13 +6,14 @@ PEERS := orthanc orthanc-dicomweb dcmtk dicom3tools pixelmed-apps default-jre-he
   chromium systemd openssl $(if $(shell command -v node),,nodejs) $(if $(shell command -v npm),,npm)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check peers starter images mutants fuzz storm soak speed pointing matrix clean
+.PHONY: demo test check peers images mutants fuzz storm soak site learning-speed speed pointing matrix clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/dicomai demo
 
+# Two at a time, each with one thread, for machines of two cores.
 test: $(VENV)/installed-test peers check
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(VENV)/installed-test
 	$(VENV)/bin/ruff format --check .
@@ -30,10 +31,6 @@ peers:
 	else \
 	  echo "some tests will be skipped; to run them: sudo apt-get install --no-install-recommends $$missing"; \
 	fi
-
-# Trains the starter model again (about 25 minutes on two cores).
-starter: $(VENV)/installed
-	$(VENV)/bin/python -m dicomai.train $${DICOMAI_SHARED:-../shared}/data/cxr
 
 # Every real file of the shared data, decoded or the reason, beside DCMTK (one minute).
 images: $(VENV)/installed-test peers
@@ -54,6 +51,14 @@ storm: $(VENV)/installed-test peers
 # 20,000 images at full speed: memory, open files and rate (40 minutes); SOAK='--images 2000 --out DIR'.
 soak: $(VENV)/installed-test peers
 	$(VENV)/bin/python -W ignore tests/soak.py $(SOAK)
+
+# A hospital's first months on real images: scheduled retraining, gate, rollback (an hour or two).
+site: $(VENV)/installed-test peers
+	$(VENV)/bin/python -W ignore tests/site.py $(SITE)
+
+# How fast each phase of a training is, beside the plain loop.
+learning-speed: $(VENV)/installed-test
+	$(VENV)/bin/python -W ignore tests/learning_speed.py
 
 # How fast an image is prepared, beside the plain way; one thread each.
 speed: $(VENV)/installed-test
@@ -76,6 +81,8 @@ $(VENV)/installed: pyproject.toml config/constraints.txt | $(VENV)/bin/python
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --constraint config/constraints.txt --editable '.[postgres,test]'
+	# Its networks are a referee; what else it needs they do not use.
+	$(VENV)/bin/python -m pip install --quiet --constraint config/constraints.txt --no-deps torchxrayvision
 	touch $@
 
 clean:

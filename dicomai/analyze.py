@@ -173,13 +173,14 @@ def find(prediction: Prediction, algorithm: Algorithm) -> list[Finding]:
     """One finding a label, positive or not."""
     score = prediction.score
     margin = algorithm.reporting.undetermined_margin
+    cells = local(score.maps, score.biases, algorithm.model.activation)
     return [
         Finding(
             prediction.frame,
             label,
             float(score.probabilities[k]),
             presence(float(score.probabilities[k]), label.threshold, margin),
-            local(score.maps[k], float(score.biases[k])),
+            label.said(cells[k]),
             score.analyzed_at,
         )
         for k, label in enumerate(algorithm.model.labels)
@@ -193,13 +194,16 @@ def presence(probability: float, threshold: float, margin: float) -> Presence:
     return Presence.ABSENT if probability < threshold - margin else Presence.UNDETERMINED
 
 
-def local(cells: Float32, bias: float) -> Float32:
+def local(maps: Float32, biases: Float32, activation: str) -> Float32:
     """What the network would say of an image that looks everywhere like this place: 0 to 1.
 
-    The logistic function of (class map + bias), so that heat maps of different images share one
-    scale; the map's mean plus the bias is the image's own logit.
+    maps: (K, h, w), biases: (K,). The model's own activation of (class map + bias), so that heat
+    maps of different images share one scale; a map's mean plus its bias is the image's own logit.
     """
-    return np.asarray(1 / (1 + np.exp(-np.clip(cells + bias, -30, 30))), np.float32)
+    logits = np.clip(maps + biases[:, None, None], -30, 30)
+    if activation == "softmax":
+        return np.asarray(np.exp(logits - np.logaddexp.reduce(logits, axis=0)), np.float32)
+    return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
 
 
 def write(made: Made, context: Context) -> Result:

@@ -25,7 +25,7 @@ from dicomai.parse import PARSER_ERRORS
 from dicomai.receive import inbox
 from dicomai.roles import first_line, model_folders, outputs
 from dicomai.settings import Destination, Receive, Settings, shipped
-from dicomai.store import inspect, queries
+from dicomai.store import inspect, queries, registry
 from dicomai.store.database import (
     Database,
     current_revision,
@@ -433,7 +433,7 @@ def model(site: Site) -> Check:
     try:
         installed = package.installed(model_folders(site.settings))
         found = {item.version: item for item in installed if item.name == name}
-        records = [row for row in queries.models(site.database) if row["name"] == name]
+        records = [row for row in registry.models(site.database) if row["name"] == name]
         active = [row for row in records if row["state"] == "active"]
         if not active:
             return Check("model", name, () if found else (_lacking(name),))

@@ -19,6 +19,7 @@ DicomaiError
 │   ├── OutOfMemory
 │   └── PeerRefused
 ├── LeaseLost               somebody else holds the work now
+├── Stopped                 work was told to end, and goes on another time
 └── Misbehaviour            a peer breaks the protocol or a limit: its connection ends
 """
 
@@ -127,3 +128,7 @@ class Misbehaviour(DicomaiError):
         super().__init__(words)
         self.code = code
         self.is_answered = is_answered
+
+
+class Stopped(DicomaiError):
+    """Work that was told to end before its end; what it had done is kept."""

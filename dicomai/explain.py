@@ -43,8 +43,10 @@ def write_channels(engine: Engine, model: Model, out: Path) -> list[Path]:
     """out/MODEL.VERSION.LABEL.channels.png: above what speaks for the label, below against it."""
     written = []
     for index, label in enumerate(model.labels):
-        chosen = features.strongest_channels(engine, index, CHANNELS)
-        pictures = features.respond_to(engine, [number for number, _ in chosen], model.channels)
+        chosen = features.strongest_channels(engine.network, index, CHANNELS)
+        pictures = features.respond_to(
+            engine.network, [number for number, _ in chosen], model.channels
+        )
         tiles = [
             _caption(np.rint(picture * 255).astype(np.uint8), f"{number}: {weight:+.4f}")
             for picture, (number, weight) in zip(pictures, chosen, strict=True)

@@ -16,9 +16,10 @@ from dicomai import node
 from dicomai.errors import ModelDamaged
 from dicomai.infer import package
 from dicomai.settings import Destination, Settings, shipped
-from dicomai.store import queries, queue
+from dicomai.store import queries, registry
 from dicomai.store.database import Database, open_database, require_current
-from dicomai.study import WITHDRAWAL, Model, Reporting
+from dicomai.study import WITHDRAWAL, Code, Model, Reporting
+from dicomai.train import recipe
 
 log = structlog.get_logger()
 
@@ -65,6 +66,18 @@ def model_folders(settings: Settings) -> tuple[Path, ...]:
     return settings.data_dir / "models", shipped("config/models")
 
 
+def label_codes(settings: Settings) -> dict[str, Code]:
+    """The labels that there are, with their codes: of the recipe and of all installed models."""
+    labels = {label.key: label.as_code() for label in recipe.load(recipe_file(settings)).labels}
+    models = package.installed(model_folders(settings))
+    return labels | {label.key: label.code for model in models for label in model.labels}
+
+
+def recipe_file(settings: Settings) -> Path:
+    """The recipe of the settings, or the one that the program ships."""
+    return settings.retrain.recipe or shipped("config/recipe.toml")
+
+
 def outputs(settings: Settings) -> dict[str, frozenset[str]]:
     """Destination -> the kinds of results that it gets."""
     return {
@@ -87,21 +100,28 @@ def reporting(settings: Settings) -> Reporting:
 def choose_model(settings: Settings, database: Database) -> Model:
     """The active version, verified; the first version found becomes active."""
     name = settings.infer.model
-    found = {m.version: m for m in package.installed(model_folders(settings)) if m.name == name}
+    found = register_installed(settings, database)
     if not found:
         folders = " or ".join(str(folder) for folder in model_folders(settings))
         raise ModelDamaged(f"there is no model '{name}' in {folders}: correct infer.model")
+    active = registry.active_version(database, name)
+    if active not in found:
+        raise ModelDamaged(f"the active version {active} of {name} is not installed: install it")
+    return found[active]
+
+
+def register_installed(settings: Settings, database: Database) -> dict[str, Model]:
+    """Verify and note the installed versions of infer.model: version -> package."""
+    name = settings.infer.model
+    found = {m.version: m for m in package.installed(model_folders(settings)) if m.name == name}
     for model in found.values():
         package.verify(model)
-        if queue.register_model(database, name, model.version, model.sha256) != model.sha256:
+        if registry.register(database, name, model.version, model.sha256) != model.sha256:
             raise ModelDamaged(
                 f"{model.path} is not the {name} {model.version} that the database knows: "
                 "give it another version"
             )
-    active = queries.active_version(database, name)
-    if active not in found:
-        raise ModelDamaged(f"the active version {active} of {name} is not installed: install it")
-    return found[active]
+    return found
 
 
 def work_until(stop: threading.Event, step: Callable[[], bool]) -> None:

@@ -162,11 +162,26 @@ class Audit(_Section):
     tls_ca: Path | None = None
 
 
+class Retrain(_Section):
+    """Learning: when, from how much, and what a candidate has to prove.
+
+    cron: "" never by itself; hours: "20-6" only then (local time), "" always
+    """
+
+    cron: str = ""
+    hours: str = Field(default="", pattern=r"^(([01]?[0-9]|2[0-3])-([01]?[0-9]|2[0-3]))?$")
+    min_new_labels: int = Field(default=100, ge=1)
+    recipe: Path | None = None
+    min_gain: float = Field(default=0.0, ge=0, lt=1)
+    margin: float = Field(default=0.03, ge=0, lt=1)
+
+
 class Schedule(_Section):
     """What happens by the clock (cron: minute hour day month weekday)."""
 
     sweep: str = "*/10 * * * *"
     retention: str = "30 1 * * *"
+    labels: str = "*/5 * * * *"
 
 
 class Settings(BaseSettings):
@@ -186,6 +201,7 @@ class Settings(BaseSettings):
     retention: Retention = Retention()
     audit: Audit = Audit()
     schedule: Schedule = Schedule()
+    retrain: Retrain = Retrain()
     destinations: tuple[Destination, ...] = ()
 
     @model_validator(mode="after")

@@ -123,11 +123,26 @@ class Code:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """One output of a model; positive from threshold on."""
+    """One output of a model; positive from threshold on.
+
+    operating_point: what of the network's own probability is said as 0.5; None: it is said as it is
+    """
 
     key: str
     threshold: float
     code: Code
+    operating_point: float | None = None
+
+    def said(self, probability: Float32) -> Float32:
+        """The network's probability as it is said: linear below and above the operating point.
+
+        As torchxrayvision's op_norm (Cohen et al., MIDL 2022).
+        """
+        point = self.operating_point
+        if point is None:
+            return probability
+        above = 1 - (1 - probability) / (2 * (1 - point))
+        return np.where(probability < point, probability / (2 * point), above).astype(np.float32)
 
 
 class Presence(enum.StrEnum):

@@ -71,10 +71,11 @@ def _start(role: str, config: Path | None, listening: socket.socket) -> subproce
         passed = (listening.fileno(),)
         command += ["--socket-fd", str(listening.fileno())]
     parent = os.getpid()
-    return subprocess.Popen(command, pass_fds=passed, preexec_fn=lambda: _die_with_parent(parent))
+    return subprocess.Popen(command, pass_fds=passed, preexec_fn=lambda: die_with(parent))
 
 
-def _die_with_parent(parent: int) -> None:
+def die_with(parent: int) -> None:
+    """In a child before it begins: end when the parent does."""
     # A parent that is killed cannot tell its children; the kernel does (prctl(2)).
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it was killed before that

@@ -1,8 +1,8 @@
-"""What is done by the clock: the sweep, and retention."""
+"""What is done by the clock: the sweep, retention, and reading documents for labels."""
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 import structlog
 
 from dicomai.errors import HeldElsewhere, NotDicom
+from dicomai.learning import read_documents
 from dicomai.receive import inbox
 from dicomai.receive.admission import admit, discard
 from dicomai.roles import first_line, work_until
@@ -19,12 +20,16 @@ from dicomai.store.database import Database
 
 log = structlog.get_logger()
 
+Work = Callable[[Settings, Database], str]
 MEGABYTE, GIGABYTE = 1e6, 1e9
 ORPHAN_SECONDS = 600.0  # younger files may still be on their way to their row
 
 
-def run_tasks(settings: Settings, database: Database, stop: threading.Event) -> None:
-    """Run what the schedule has inserted."""
+def run_tasks(
+    settings: Settings, database: Database, stop: threading.Event, more: Mapping[str, Work]
+) -> None:
+    """Run what the schedule has inserted; more: kinds of tasks beside those of this module."""
+    kinds = {**TASKS, **more}
 
     def step() -> bool:
         if not queries.task_is_due(database):
@@ -33,7 +38,7 @@ def run_tasks(settings: Settings, database: Database, stop: threading.Event) -> 
         if task is None:
             return False
         try:
-            detail = TASKS[task.kind](settings, database)
+            detail = kinds[task.kind](settings, database)
         except Exception as error:  # noqa: BLE001 - one task failed, the next may not
             log.error("task_failed", kind=task.kind, error=first_line(error))
             queue.finish_task(database, task, "failed", first_line(error))
@@ -145,4 +150,8 @@ def _used(data_dir: Path) -> int:
     return used
 
 
-TASKS: dict[str, Callable[[Settings, Database], str]] = {"sweep": sweep, "retention": retain}
+TASKS: dict[str, Work] = {
+    "sweep": sweep,
+    "retention": retain,
+    "labels": read_documents,
+}

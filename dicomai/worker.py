@@ -13,6 +13,7 @@ from dicomai.analyze import Context, Scorer, analyze, refuse
 from dicomai.errors import DicomaiError, LeaseLost, Retryable
 from dicomai.infer.batcher import Batcher
 from dicomai.infer.engine import Engine
+from dicomai.prepare.pool import Pool
 from dicomai.roles import (
     FINISH_SECONDS,
     TROUBLE_SECONDS,
@@ -26,12 +27,14 @@ from dicomai.roles import (
 )
 from dicomai.scoring import decoding_pool, header_reader, preparer
 from dicomai.settings import Settings
-from dicomai.store import queries, queue
+from dicomai.store import queries, queue, registry
 from dicomai.store.database import Database
 from dicomai.store.queue import CRASHES_IN_COMPANY, Claim
 from dicomai.study import Algorithm, Analysis, Model
 
 log = structlog.get_logger()
+
+FOLLOW_SECONDS = 2.0
 
 
 def infer(settings: Settings, stop: threading.Event) -> None:
@@ -40,22 +43,44 @@ def infer(settings: Settings, stop: threading.Event) -> None:
     Worker(settings, database, choose_model(settings, database)).run(stop)
 
 
+class Loaded:
+    """A model on its device: what scores with it, and the one thread that owns the device."""
+
+    def __init__(self, settings: Settings, pool: Pool, model: Model) -> None:
+        engine = Engine(model, settings.infer.device)
+        self.model = model
+        self._batcher = Batcher(engine.score, settings.infer.batch_size)
+        self.scorer = Scorer(
+            Algorithm(model, engine.name, reporting(settings)),
+            preparer(settings, pool, model),
+            header_reader(settings, pool),
+            engine.biases,
+            self._batcher.predict,
+        )
+        self.users = 0
+
+    def tell(self) -> None:
+        """Log what scores from now on."""
+        log.info(
+            "scoring",
+            model=self.model.name,
+            version=self.model.version,
+            engine=self.scorer.algorithm.engine,
+        )
+
+    def close(self) -> None:
+        """End the thread; nobody scores with it any more."""
+        self._batcher.close()
+
+
 class Worker:
     """Analyzes what is due, several studies at a time."""
 
     def __init__(self, settings: Settings, database: Database, model: Model) -> None:
         self._settings = settings
         self._database = database
-        engine = Engine(model, settings.infer.device)
-        self._batcher = Batcher(engine.score, settings.infer.batch_size)
         self._pool = decoding_pool(settings)
-        self._scorer = Scorer(
-            Algorithm(model, engine.name, reporting(settings)),
-            preparer(settings, self._pool, model),
-            header_reader(settings, self._pool),
-            engine.biases,
-            self._batcher.predict,
-        )
+        self._loaded = Loaded(settings, self._pool, model)
         self._outputs = outputs(settings)
         self._held: dict[str, Claim] = {}
         self._lock = threading.Lock()
@@ -67,15 +92,10 @@ class Worker:
             for _ in range(self._settings.infer.workers)
         ]
         threads.append(threading.Thread(target=self._renew, args=(stop,), daemon=True))
+        threads.append(threading.Thread(target=self._follow, args=(stop,), daemon=True))
         for thread in threads:
             thread.start()
-        algorithm = self._scorer.algorithm
-        log.info(
-            "scoring",
-            model=algorithm.model.name,
-            version=algorithm.model.version,
-            engine=algorithm.engine,
-        )
+        self._loaded.tell()
         wait_for(stop)
         deadline = time.monotonic() + FINISH_SECONDS
         for thread in threads:
@@ -90,13 +110,52 @@ class Worker:
         claim = self._claim()
         if claim is None:
             return False
+        loaded = self._taken()
         try:
-            self._work(claim)
+            self._work(claim, loaded.scorer)
         finally:
             with self._lock:
                 self._held.pop(claim.lease, None)
+            self._give_back(loaded)
             self._clear(claim)
         return True
+
+    def _taken(self) -> Loaded:
+        """The model that a study is analyzed with, from its beginning to its end."""
+        with self._lock:
+            self._loaded.users += 1
+            return self._loaded
+
+    def _give_back(self, loaded: Loaded) -> None:
+        with self._lock:
+            loaded.users -= 1
+            is_done = loaded.users == 0 and loaded is not self._loaded
+        if is_done:
+            loaded.close()
+
+    def _follow(self, stop: threading.Event) -> None:
+        """Take another version of the model when it becomes the active one; studies go on."""
+        refused = None
+        while not stop.wait(FOLLOW_SECONDS):
+            try:
+                active = registry.active_version(self._database, self._settings.infer.model)
+                if active in {self._loaded.model.version, refused}:
+                    continue
+                model = choose_model(self._settings, self._database)
+                self._take_over(Loaded(self._settings, self._pool, model))
+            except SQLAlchemyError as error:
+                log.error("trouble", error=type(error).__name__, detail=first_line(error))
+            except Exception as error:  # noqa: BLE001 - the version that works goes on working
+                refused = active
+                log.error("model_not_taken", version=active, reason=first_line(error))
+
+    def _take_over(self, loaded: Loaded) -> None:
+        with self._lock:
+            before, self._loaded = self._loaded, loaded
+            is_done = before.users == 0
+        loaded.tell()
+        if is_done:
+            before.close()
 
     def _clear(self, claim: Claim) -> None:
         """Take away what was not published."""
@@ -128,15 +187,15 @@ class Worker:
     def _holds_a_suspect(self) -> bool:
         return any(claim.attempts > CRASHES_IN_COMPANY for claim in self._held.values())
 
-    def _work(self, claim: Claim) -> None:
+    def _work(self, claim: Claim, scorer: Scorer) -> None:
         uid = claim.study.study_instance_uid
         started = time.monotonic()
         if claim.hopeless is not None:
             log.error("failed", study=uid, reason=claim.hopeless)
-            self._fail(claim, claim.hopeless)
+            self._fail(claim, claim.hopeless, scorer)
             return
         try:
-            done = analyze(claim.study, self._scorer, self._context(claim))
+            done = analyze(claim.study, scorer, self._context(claim, scorer.algorithm))
             queue.complete(
                 self._database, claim, done, self._settings.data_dir, self._outputs, publish
             )
@@ -147,7 +206,7 @@ class Worker:
         except Exception as error:
             log.exception("failed", study=uid)
             words = str(error) if isinstance(error, DicomaiError) else type(error).__name__
-            self._fail(claim, f"the analysis failed: {words}")
+            self._fail(claim, f"the analysis failed: {words}", scorer)
         else:
             log.info(
                 "analyzed",
@@ -164,16 +223,16 @@ class Worker:
         log.error("put_off", study=uid, error=type(error).__name__, detail=words)
         queue.release_study(self._database, claim, TROUBLE_SECONDS, words)
 
-    def _fail(self, claim: Claim, reason: str) -> None:
+    def _fail(self, claim: Claim, reason: str, scorer: Scorer) -> None:
         study = claim.study
         try:
-            done = refuse(study, reason, self._scorer, self._context(claim))
+            done = refuse(study, reason, scorer, self._context(claim, scorer.algorithm))
         except (OSError, SQLAlchemyError) as error:
             self._put_off(claim, error)
             return
         except Exception:  # what failed the study may fail this, too
             log.exception("not_reported", study=study.study_instance_uid)
-            done = Analysis(study, self._scorer.algorithm.model, (), (), (), ())
+            done = Analysis(study, scorer.algorithm.model, (), (), (), ())
         try:
             queue.fail_study(
                 self._database, claim, reason, done, self._settings.data_dir, self._outputs, publish
@@ -181,9 +240,8 @@ class Worker:
         except LeaseLost:
             log.info("lease_lost", study=claim.study.study_instance_uid)
 
-    def _context(self, claim: Claim) -> Context:
-        study, algorithm = claim.study, self._scorer.algorithm
-        model = algorithm.model
+    def _context(self, claim: Claim, algorithm: Algorithm) -> Context:
+        study, model = claim.study, algorithm.model
         return Context(
             scores=queries.scores(
                 self._database, study.instances, model.name, model.version, algorithm.engine

@@ -1,7 +1,7 @@
 """Runs a part of dicomai that kills itself at one exact point: killed.py ROLE POINT ARGUMENTS...
 
 The product knows nothing of it: one function of it, or of what it calls, is wrapped beforehand.
-ROLE is a command of dicomai, or "train" for python -m dicomai.train.
+ROLE is a command of dicomai.
 """
 
 import importlib
@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 # A process that has imported everything and only forks: torch takes seconds to import.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["dicomai.cli", "dicomai.worker", "dicomai.train.__main__"])
+SERVER.set_forkserver_preload(["dicomai.cli", "dicomai.worker", "dicomai.retraining"])
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Point:
 
 POINTS = {
     # run
-    "a role is forked": Point("dicomai.supervise:_die_with_parent", "before"),
+    "a role is forked": Point("dicomai.supervise:die_with", "before"),
     # listen
     "an object's file is begun": Point("os:fdopen", "after"),
     "an object's file is written": Point("pathlib:Path.rename", "before"),
@@ -53,10 +53,10 @@ POINTS = {
     "a table of the new schema is made": Point(
         "alembic.operations:Operations.create_table", "after"
     ),
-    # train
-    "a model is trained": Point("dicomai.train.__main__:publish", "before"),
-    "a model's weights are written": Point("dicomai.train.publish:save_file", "after"),
-    "a model's folder is whole": Point("dicomai.infer.package:verify", "after"),
+    # retrain
+    "an epoch is saved": Point("dicomai.train.loop:_save", "after", 2),
+    "a model is trained": Point("dicomai.retraining:publish", "before"),
+    "a model's weights are written": Point("dicomai.train.publish:describe", "before"),
     "a model is about to be renamed": Point("pathlib:Path.rename", "before"),
 }
 
@@ -133,18 +133,13 @@ def run(
             os.dup2(file.fileno(), sys.stderr.fileno())
     if point is not None:
         arm(POINTS[point], deed)
+    if role == "retrain":  # which would wait for all other tests, and draw many pictures
+        importlib.import_module("dicomai.cli.retrain").__dict__["yield_to_others"] = lambda: None
+        importlib.import_module("dicomai.train.page").__dict__["CHANNELS"] = 2
     sys.argv = ["dicomai", role, *arguments]
-    if role == "train":
-        import typer
+    from dicomai.cli import main
 
-        from dicomai.train.__main__ import main
-
-        del sys.argv[1]
-        typer.run(main)
-    else:
-        from dicomai.cli import main as command_line
-
-        command_line()
+    main()
 
 
 if __name__ == "__main__":

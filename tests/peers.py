@@ -10,8 +10,9 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -316,3 +317,18 @@ def _pixelmed(file: Path) -> list[str]:
     if text.lower().count("complete") < 2:
         errors.append(f"did not finish: {text[-200:]}")
     return errors
+
+
+@contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+    """A disk of its own in memory."""
+    if os.geteuid() != 0 or not shutil.which("mount"):
+        lack("needs root, to mount a small disk")
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0700", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        lack("this machine mounts no tmpfs")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -70,7 +70,7 @@ def heat_of(file: Path, engine: Engine, model: package.Model, work: Path) -> Flo
     _, frame = image.prepare(read_file(saved)[1], model, limits(Settings()))
     assert isinstance(frame, Frame)
     _, maps = engine.score(frame.pixels[None])
-    return geometry.spread(local(maps[0, 0], float(engine.biases[0])), frame.letterbox)
+    return geometry.spread(local(maps[0], engine.biases, engine.activation)[0], frame.letterbox)
 
 
 def play(found: Sequence[Box], work: Path) -> tuple[float, float]:

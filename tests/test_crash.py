@@ -5,7 +5,6 @@ is the same role, unarmed.
 """
 
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -22,14 +21,12 @@ from peers import Orthanc, free_port, need, wait_until
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 from sqlalchemy import select, text, update
-from test_train import RECIPE, rows, write
 
 from dicomai import roles, settings, upkeep
 from dicomai.deliver import sender
 from dicomai.errors import DicomaiError
-from dicomai.infer import package
 from dicomai.receive import inbox
-from dicomai.settings import Settings, shipped
+from dicomai.settings import shipped
 from dicomai.store import queries
 from dicomai.store.database import Database, open_database, require_current, upgrade
 from dicomai.store.tables import analysis, delivery, instance, study, task
@@ -656,53 +653,3 @@ def old_rows(url: str) -> dict[str, dict[str, Any]]:
             connection.execute(text(f"INSERT INTO {table} ({names}) VALUES ({places})"), values)
     database.engine.dispose()
     return rows
-
-
-# While a model is trained
-
-
-@pytest.mark.parametrize(
-    "point",
-    [
-        "a model is trained",
-        "a model's weights are written",
-        "a model's folder is whole",
-        "a model is about to be renamed",
-    ],
-)
-def test_training_that_is_killed_leaves_no_model_behind_and_the_old_one_as_it_was(
-    tmp_path: Path, point: str
-) -> None:
-    images(tmp_path)
-    models = tmp_path / "models"
-    shutil.copytree(shipped("config/models/chest-starter/1"), models / "chest-starter/1")
-    arguments = [str(tmp_path), "--out", str(models), "--version", "2"]
-    arguments += ["--recipe", str(tmp_path / "recipe.toml")]
-    process = killed.start("train", point, arguments, tmp_path / "log")
-    process.join(120)
-    assert process.exitcode == -signal.SIGKILL, (tmp_path / "log").read_text()
-    assert [(m.name, m.version) for m in package.installed((models,))] == [("chest-starter", "1")]
-    database = open_database(f"sqlite:///{tmp_path}/dicomai.db")
-    upgrade(database, shipped("migrations"))
-    assert (
-        roles.choose_model(Settings(data_dir=tmp_path), database).path == models / "chest-starter/1"
-    )
-    database.engine.dispose()
-
-    process = killed.start("train", None, arguments, tmp_path / "log")
-    process.join(120)
-    assert process.exitcode == 0, (tmp_path / "log").read_text()
-    assert sorted(folder.name for folder in (models / "chest-starter").iterdir()) == ["1", "2"]
-
-
-def images(folder: Path) -> None:
-    """A training set as small as it can be."""
-    import cv2
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    table = rows(per_class=4)
-    for row in table:
-        cv2.imwrite(str(folder / row["file"]), rng.integers(0, 255, (32, 32), np.uint8))
-    write(folder, table)
-    (folder / "recipe.toml").write_text(RECIPE)

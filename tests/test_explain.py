@@ -51,7 +51,7 @@ def engine() -> Engine:
 
 
 def test_the_channels_are_those_with_the_largest_weights(engine: Engine) -> None:
-    chosen = features.strongest_channels(engine, 0, 4)
+    chosen = features.strongest_channels(engine.network, 0, 4)
     weights = engine.network.head.weight.detach()[0]
     assert [number for number, _ in chosen[:2]] == weights.topk(2).indices.tolist()
     assert {number for number, _ in chosen[2:]} == set((-weights).topk(2).indices.tolist())
@@ -59,16 +59,16 @@ def test_the_channels_are_those_with_the_largest_weights(engine: Engine) -> None
 
 
 def test_a_picture_makes_its_channel_respond_more_than_noise_does(engine: Engine) -> None:
-    channels = [number for number, _ in features.strongest_channels(engine, 0, 2)]
-    pictures = features.respond_to(engine, channels, 1, steps=6)
+    channels = [number for number, _ in features.strongest_channels(engine.network, 0, 2)]
+    pictures = features.respond_to(engine.network, channels, 1, steps=6)
     assert pictures.shape == (2, features.SIZE, features.SIZE)
     assert 0 <= pictures.min() < pictures.max() <= 1
     torch.manual_seed(5)
     noise = torch.randn((2, 1, features.SIZE, features.SIZE)) * 0.1
     found = torch.atanh(torch.from_numpy(pictures)[:, None] * 2 - 1)
     with torch.no_grad():
-        before = features.responses(engine, noise, channels)
-        after = features.responses(engine, found, channels)
+        before = features.responses(engine.network, noise, channels)
+        after = features.responses(engine.network, found, channels)
     assert (after > before).all()
 
 

@@ -21,7 +21,7 @@ from dicomai.errors import HeldElsewhere
 from dicomai.receive import inbox
 from dicomai.receive.admission import admit, discard
 from dicomai.settings import Retention, Settings
-from dicomai.store import inspect, outbox, queries, queue, removal
+from dicomai.store import inspect, outbox, queries, queue, removal, truth
 from dicomai.store.database import Database
 from dicomai.store.queue import Arrival, Outcome
 from dicomai.store.tables import instance as table
@@ -74,6 +74,17 @@ def test_a_delivered_study_goes_when_it_is_old_enough_and_its_findings_stay(benc
     assert removal.removable(bench.database) == []
     findings = queries.findings(bench.database, queries.FindingFilter())
     assert len(findings) == 1
+
+
+@pytest.mark.parametrize("subject", [("study", STUDY), ("image", "1.2.3.1")])
+def test_what_is_labelled_is_learnt_from_and_stays(bench: Bench, subject: tuple[str, str]) -> None:
+    bench.arrive()
+    bench.analyze()
+    bench.deliver()
+    said = truth.Said(subject, "pneumonia", "present", "A", None, "file", "0")
+    truth.say(bench.database, [said])
+    assert removal.removable(bench.database) == []
+    assert removal.forget_files(bench.database, STUDY) == []
 
 
 def test_a_late_image_of_a_removed_study_is_analyzed_alone_and_replaces_nothing(

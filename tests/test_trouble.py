@@ -6,14 +6,12 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import make
 import pytest
 from daemon import Daemon, command, daemon
-from peers import Postgres, free_port, lack, storescu, wait_until
+from peers import Postgres, free_port, small_disk, storescu, wait_until
 from pydicom.dataset import Dataset
 from pynetdicom import AE
 from studies import QUIET, Bench
@@ -27,21 +25,6 @@ from dicomai.store import queries
 from dicomai.store.database import Database
 
 pytestmark = pytest.mark.timeout(250)
-
-
-@contextmanager
-def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
-    """A disk of its own in memory."""
-    if os.geteuid() != 0 or not shutil.which("mount"):
-        lack("needs root, to mount a small disk")
-    folder.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0700", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        lack("this machine mounts no tmpfs")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def store(port: int, datasets: list[Dataset]) -> list[int]:

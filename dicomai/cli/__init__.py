@@ -7,12 +7,13 @@ import typer
 from sqlalchemy.exc import DBAPIError
 
 from dicomai import logs
-from dicomai.cli import audit, config, daemon, database, delivery, model, study
+from dicomai.cli import audit, config, daemon, database, dataset, delivery, labels, model, study
 from dicomai.cli.demo import demo
 from dicomai.cli.doctor import doctor
 from dicomai.cli.echo import echo
 from dicomai.cli.purge import purge
 from dicomai.cli.results import results
+from dicomai.cli.retrain import retrain
 from dicomai.cli.try_files import try_files
 from dicomai.errors import DicomaiError
 
@@ -34,12 +35,15 @@ for command in (
     echo,
     doctor,
     purge,
+    retrain,
 ):
     app.command()(command)
 app.command("try")(try_files)
 app.add_typer(study.app, name="study")
 app.add_typer(delivery.app, name="delivery")
 app.add_typer(model.app, name="model")
+app.add_typer(labels.app, name="labels")
+app.add_typer(dataset.app, name="dataset")
 app.add_typer(database.app, name="db")
 app.add_typer(config.app, name="config")
 app.add_typer(audit.app, name="audit")

@@ -135,4 +135,4 @@ def schedule(config: Config = None) -> None:
     settings = load(config)
     logs.configure("schedule")
     with _audited(settings, "schedule"):
-        clock.schedule(settings, roles.stop_on_signal())
+        clock.schedule(settings, config, roles.stop_on_signal())

@@ -1,17 +1,18 @@
-"""model list, show, verify."""
+"""model list, show, verify, activate, rollback, export, import."""
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dicomai.cli.options import Config, Format, FormatOption, load, show
+from dicomai.cli.options import Config, Format, FormatOption, audited, load, show
 from dicomai.errors import DicomaiError, Misuse
 from dicomai.infer import package
-from dicomai.roles import connect, model_folders
+from dicomai.roles import connect, model_folders, register_installed
 from dicomai.settings import Settings
-from dicomai.store import queries
+from dicomai.store import registry
 from dicomai.study import Model
 
 app = typer.Typer(help="Model packages.", no_args_is_help=True)
@@ -39,7 +40,7 @@ def list_models(config: Config = None, how: FormatOption = Format.TABLE) -> None
 
 def _states(settings: Settings) -> dict[tuple[str, str], str]:
     try:
-        rows = queries.models(connect(settings))
+        rows = registry.models(connect(settings))
     except DicomaiError:  # the packages can be listed without a database
         return {}
     return {(row["name"], row["version"]): row["state"] for row in rows}
@@ -85,6 +86,82 @@ def verify(name: Name, version: Version = None, config: Config = None) -> None:
     for model in _chosen(load(config), name, version):
         package.verify(model)
         typer.echo(f"{model.name} {model.version}: good")
+
+
+@app.command()
+def activate(
+    name: Name,
+    version: Annotated[str, typer.Argument(help="see 'dicomai model list'")],
+    config: Config = None,
+) -> None:
+    """Score with this version from now on; a running daemon takes it between two batches."""
+    settings = load(config)
+    (model,) = _chosen(settings, name, version)
+    package.verify(model)
+    store = connect(settings)
+    with audited(settings, store, "model activate", detail=f"{name} {version}"):
+        registry.register(store, name, version, model.sha256)
+        before = registry.activate(store, name, version, "by a person")
+    typer.echo(f"{name} {version} is active" + (f", {before} was before" if before else " already"))
+
+
+@app.command()
+def rollback(name: Name, config: Config = None) -> None:
+    """Go back to the version that was active before; again, and it goes further back."""
+    settings = load(config)
+    store = connect(settings)
+    with audited(settings, store, "model rollback", detail=name):
+        withdrawn, active = registry.rollback(store, name)
+    typer.echo(f"{name} {active} is active again, {withdrawn} is withdrawn")
+
+
+@app.command("export")
+def export_model(
+    name: Name,
+    version: Annotated[str, typer.Argument(help="see 'dicomai model list'")],
+    file: Annotated[Path, typer.Argument(help="a new .zip file")],
+    config: Config = None,
+) -> None:
+    """Write a package as one file, for 'dicomai model import' at another site."""
+    from dicomai.packing import pack
+
+    settings = load(config)
+    (model,) = _chosen(settings, name, version)
+    with audited(settings, connect(settings), "model export", detail=f"{name} {version}"):
+        pack(model, file)
+    typer.echo(f"wrote {file}")
+
+
+@app.command("import")
+def import_model(
+    file: Annotated[Path, typer.Argument(help="of 'model export'; with --describe, weights")],
+    describe: Annotated[
+        str | None,
+        typer.Option(help="torchxrayvision, or a model.toml without sha256: FILE is a state_dict"),
+    ] = None,
+    config: Config = None,
+) -> None:
+    """Install a package; it is a candidate until 'dicomai model activate'.
+
+    Weights are read without running anything that they hold.
+    """
+    settings = load(config)
+    store = connect(settings)
+    register_installed(settings, store)  # so that what is imported is not the first one
+    with audited(settings, store, "model import", detail=file.name):
+        model = _imported(file, describe, settings.data_dir / "models")
+        registry.register(store, model.name, model.version, model.sha256)
+    typer.echo(f"{model.name} {model.version} is installed: 'dicomai model activate' uses it")
+
+
+def _imported(file: Path, describe: str | None, models: Path) -> Model:
+    if describe is None:
+        from dicomai.packing import unpack
+
+        return unpack(file, models)
+    from dicomai import importing
+
+    return importing.take(file, importing.description(describe), models)
 
 
 def _chosen(settings: Settings, name: str, version: str | None) -> list[Model]:

@@ -22,7 +22,7 @@ class Engine:
         cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
         self.device = torch.device("cuda" if cuda else "cpu")
         self.name = f"torch-{self.device.type}-fp32"
-        self.activation = model.activation
+        self.activation, self.labels = model.activation, model.labels
         # Denormal numbers cost the processor up to a hundred times the time of normal ones.
         torch.set_flush_denormal(True)
         network = build(model.architecture, model.channels, len(model.labels))
@@ -58,7 +58,10 @@ class Engine:
         activate = torch.sigmoid if self.activation == "sigmoid" else torch.softmax
         extra = () if self.activation == "sigmoid" else (1,)
         probabilities = activate(logits, *extra)
-        return probabilities.cpu().numpy(), maps.cpu().numpy()
+        found = probabilities.cpu().numpy()
+        for index, label in enumerate(self.labels):
+            found[:, index] = label.said(found[:, index])
+        return found, maps.cpu().numpy()
 
 
 # On the processor torch raises a plain RuntimeError, and oneDNN's says no more than this.

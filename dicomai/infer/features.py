@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dicomai.infer.engine import Engine
+from dicomai.infer.network import NetworkWithMaps
 from dicomai.study import Float32
 
 SIZE = 128  # pixels; enough for what repeats, and a third of the time of 224
@@ -13,12 +13,12 @@ JITTER = 8  # pixels: what depends on the exact place is no feature
 SMOOTH = 0.5  # weight of the total variation against the channel's response
 
 
-def strongest_channels(engine: Engine, label: int, count: int) -> list[tuple[int, float]]:
+def strongest_channels(network: NetworkWithMaps, label: int, count: int) -> list[tuple[int, float]]:
     """The channels that speak most for a label (half of count), and most against it.
 
     Returns (channel, its weight in the last layer), the highest weight first.
     """
-    weights = engine.network.head.weight.detach().float().cpu().numpy()[label]
+    weights = network.head.weight.detach().float().cpu().numpy()[label]
     order = np.argsort(weights)[::-1]
     against = count // 2
     chosen = [*order[: count - against], *order[len(order) - against :]]
@@ -26,7 +26,7 @@ def strongest_channels(engine: Engine, label: int, count: int) -> list[tuple[int
 
 
 def respond_to(
-    engine: Engine, channels: list[int], input_channels: int, steps: int = STEPS
+    network: NetworkWithMaps, channels: list[int], input_channels: int, steps: int = STEPS
 ) -> Float32:
     """Pictures that make channels of the last stage respond: (len(channels), SIZE, SIZE), 0 to 1.
 
@@ -35,13 +35,13 @@ def respond_to(
     """
     random = torch.Generator().manual_seed(1)
     noise = torch.randn((len(channels), 1, SIZE, SIZE), generator=random) * 0.1
-    picture = noise.to(engine.device).requires_grad_()
+    picture = noise.to(network.head.weight.device).requires_grad_()
     optimizer = torch.optim.Adam([picture], lr=0.05)
-    engine.network.requires_grad_(False)
+    network.requires_grad_(False)
     for _ in range(steps):
         shift = torch.randint(-JITTER, JITTER + 1, (2,), generator=random).tolist()
         shifted = torch.roll(picture, (shift[0], shift[1]), (2, 3))
-        response = responses(engine, shifted.expand(-1, input_channels, -1, -1), channels)
+        response = responses(network, shifted.expand(-1, input_channels, -1, -1), channels)
         optimizer.zero_grad()
         (SMOOTH * _roughness(picture) - response).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -49,12 +49,12 @@ def respond_to(
     return found
 
 
-def responses(engine: Engine, pictures: Tensor, channels: list[int]) -> Tensor:
+def responses(network: NetworkWithMaps, pictures: Tensor, channels: list[int]) -> Tensor:
     """How much picture i makes channels[i] respond, on average over its places: (N,).
 
     pictures: (N, input channels, SIZE, SIZE), any value; tanh keeps them within two deviations.
     """
-    features = engine.network.features(torch.tanh(pictures) * 2)
+    features = network.features(torch.tanh(pictures) * 2)
     return torch.stack([features[i, channel].mean() for i, channel in enumerate(channels)])
 
 

@@ -42,6 +42,7 @@ class _Preprocessing(_Section):
 class _Label(_Section):
     key: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     threshold: float = Field(ge=0, le=1)
+    operating_point: float | None = Field(default=None, gt=0, lt=1)
     # Drawn into pictures, and written in whatever character set the source has (PS3.5 6.2).
     code: tuple[
         Annotated[str, Field(pattern=r"^[ -~]{1,16}$")],
@@ -53,7 +54,7 @@ class _Label(_Section):
 class _Package(_Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)
     version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=16)
-    architecture: Literal["resnet50"]
+    architecture: Literal["resnet50", "resnet18", "densenet121", "vgg16"]
     channels: Literal[1, 3]
     activation: Literal["sigmoid", "softmax"]
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -97,7 +98,10 @@ def read(folder: Path) -> Model:
         sha256=package.sha256,
         accepts=Accepts(**package.accepts.model_dump()),
         preprocessing=Preprocessing(**package.preprocessing.model_dump(exclude={"resize"})),
-        labels=tuple(Label(item.key, item.threshold, Code(*item.code)) for item in package.labels),
+        labels=tuple(
+            Label(item.key, item.threshold, Code(*item.code), item.operating_point)
+            for item in package.labels
+        ),
         calibrated=package.calibrated,
         provenance=package.provenance,
         path=folder,

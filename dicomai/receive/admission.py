@@ -34,6 +34,7 @@ def admit(
         calling_ae_title,
         header.expected_instances,
         header.patient_id,
+        header.accession_number,
     )
     try:
         outcome, replaced = queue.arrive(database, arrival, data_dir, quiet_seconds)

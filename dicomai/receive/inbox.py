@@ -30,6 +30,7 @@ WANTED: list[BaseTag | int] = [
         "SpecificCharacterSet",
         "Manufacturer",
         "PatientID",
+        "AccessionNumber",
         "NumberOfStudyRelatedInstances",
     )
 ]
@@ -46,6 +47,7 @@ class Header:
     analyzable: bool
     expected_instances: int | None
     patient_id: str
+    accession_number: str
 
 
 def parse(dataset: bytes, syntax_uid: str) -> Header:
@@ -83,6 +85,7 @@ def _header(ds: Dataset) -> Header:
         analyzable=_is_image(uids[0]) and ds.get("Manufacturer") != MANUFACTURER,
         expected_instances=int(expected) if expected.isdigit() else None,
         patient_id=str(ds.get("PatientID") or ""),
+        accession_number=str(ds.get("AccessionNumber") or ""),
     )
 
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Boolean, Float, Integer, String, column, func, select, table
+from sqlalchemy import Boolean, Float, Integer, String, and_, column, func, or_, select, table
 
 from dicomai.store.database import Database
 from dicomai.store.queue import held_here
@@ -18,7 +18,6 @@ from dicomai.store.tables import (
     destination,
     event,
     instance,
-    model,
     prediction,
     result,
     site,
@@ -243,6 +242,20 @@ def is_idle(database: Database) -> bool:
         return not busy and not unsent
 
 
+def is_scoring(database: Database) -> bool:
+    """Whether a study is being analyzed here, or is due to be."""
+    with database.read() as connection:
+        now = database.now(connection)
+        chosen = select(study.c.study_instance_uid).where(
+            or_(
+                study.c.state == "analyzing",
+                and_(study.c.state == "receiving", study.c.due_at <= now),
+            ),
+            *held_here(database),
+        )
+        return connection.execute(chosen.limit(1)).first() is not None
+
+
 def scores(
     database: Database,
     members: Sequence[Instance],
@@ -314,18 +327,6 @@ def site_uid(database: Database) -> str:
         return str(connection.execute(select(site.c.site_uid)).scalar_one())
 
 
-def models(database: Database) -> list[Row]:
-    """Registered model versions."""
-    return _rows(database, select(model).order_by(model.c.name, model.c.registered_at))
-
-
-def active_version(database: Database, name: str) -> str | None:
-    """Which version of a model is active."""
-    statement = select(model.c.version).where(model.c.name == name, model.c.state == "active")
-    with database.read() as connection:
-        return connection.execute(statement).scalar_one_or_none()
-
-
 def is_known(database: Database, study_instance_uid: str, sop_instance_uid: str) -> bool:
     """Whether a study has an instance of this UID, whatever its bytes."""
     statement = select(instance.c.digest).where(
@@ -374,3 +375,10 @@ def audit_events(database: Database, wanted: AuditFilter, limit: int | None = No
     chosen = [bound(value) for value, bound in bounds if value is not None]
     order = (columns.at.desc(), columns.id.desc())
     return _rows(database, select(audit).where(*chosen).order_by(*order).limit(limit))
+
+
+def last_task(database: Database, kind: str) -> datetime | None:
+    """For when the last task of a kind was inserted."""
+    with database.read() as connection:
+        found = connection.execute(select(func.max(task.c.due)).where(task.c.kind == kind))
+        return found.scalar_one_or_none()

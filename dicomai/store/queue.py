@@ -27,7 +27,6 @@ from dicomai.store.tables import (
     event,
     finding,
     instance,
-    model,
     prediction,
     result,
     site,
@@ -61,7 +60,7 @@ class Outcome(enum.Enum):
 class Arrival:
     """One instance on disk; expected_instances: how many the sender says the study has.
 
-    patient_id: kept as a keyed hash only
+    patient_id, accession_number: kept as keyed hashes only
     """
 
     instance: Instance
@@ -71,6 +70,7 @@ class Arrival:
     calling_ae_title: str
     expected_instances: int | None = None
     patient_id: str = ""
+    accession_number: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +144,7 @@ def arrive(
         now = database.now(connection)
         known = lock_study(connection, database, arrival.study_instance_uid, now)
         confirm(new.path)
+        _note_accession(connection, database, known, arrival)
         old = connection.execute(select(instance).where(*_same(arrival))).first()
         is_elsewhere = database.node not in {None, known.node}
         if old is not None and old.digest == new.digest and old.path is not None:
@@ -173,6 +174,20 @@ def arrive(
     if old is not None:
         return Outcome.REPLACED, replaced
     return (Outcome.NEW if analyzable else Outcome.KEPT), None
+
+
+def _note_accession(
+    connection: Connection, database: Database, known: Any, arrival: Arrival
+) -> None:
+    if known.accession:
+        return
+    key = accession_key(database, connection, arrival.accession_number) or ""
+    if key != known.accession:
+        connection.execute(
+            update(study)
+            .where(study.c.study_instance_uid == arrival.study_instance_uid)
+            .values(accession=key)
+        )
 
 
 def _instance_row(
@@ -207,12 +222,23 @@ def _same(arrival: Arrival) -> tuple[ColumnElement[bool], ...]:
 
 def patient_key(database: Database, connection: Connection, patient_id: str) -> str | None:
     """What a Patient ID is known by here: HMAC-SHA256 with this database's salt; None for none."""
-    if not patient_id.strip():
+    return keyed(database, connection, patient_id)
+
+
+def accession_key(database: Database, connection: Connection, accession_number: str) -> str | None:
+    """What an Accession Number is known by; never as a Patient ID that reads the same."""
+    number = accession_number.strip()
+    return keyed(database, connection, f"accession {number}") if number else None
+
+
+def keyed(database: Database, connection: Connection, words: str) -> str | None:
+    """HMAC-SHA256 of identifying words with this database's salt; None for none."""
+    if not words.strip():
         return None
     if database.patient_salt is None:
         database.patient_salt = connection.execute(select(site.c.patient_salt)).scalar_one()
     salt = str(database.patient_salt).encode()
-    return hmac.new(salt, patient_id.strip().encode(), hashlib.sha256).hexdigest()
+    return hmac.new(salt, words.strip().encode(), hashlib.sha256).hexdigest()
 
 
 def lock_study(connection: Connection, database: Database, uid: str, now: datetime) -> Any:
@@ -714,37 +740,17 @@ def retry_study(database: Database, study_instance_uid: str) -> bool:
         return True
 
 
-def register_model(database: Database, name: str, version: str, sha256: str) -> str:
-    """Note a package; the first of its name becomes active. Returns the SHA-256 on record."""
-    with database.write() as connection:
-        now = database.now(connection)
-        known = connection.execute(
-            select(model.c.sha256).where(model.c.name == name, model.c.version == version)
-        ).scalar_one_or_none()
-        if known is not None:
-            return str(known)
-        active = connection.execute(
-            select(model.c.version).where(model.c.name == name, model.c.state == "active")
-        ).first()
-        state = "candidate" if active else "active"
-        connection.execute(
-            model.insert().values(
-                name=name, version=version, state=state, sha256=sha256, registered_at=now
-            )
-        )
-        record(connection, now, "model", f"{name} {version}"[:64], None, state)
-        return sha256
+def add_task(database: Database, kind: str, due: datetime, node: str | None = None) -> bool:
+    """Insert a task once for its moment; False where it is there already.
 
-
-def add_task(database: Database, kind: str, due: datetime) -> bool:
-    """Insert a task of this node once for its moment; False where it is there already."""
+    node: of which daemon, "" of whichever is free; None: of this one
+    """
+    owner = (database.node or "") if node is None else node
     with database.write() as connection:
         now = database.now(connection)
         made = connection.execute(
             database.insert(task)
-            .values(
-                kind=kind, due=due, node=database.node or "", state="due", due_at=due, attempts=0
-            )
+            .values(kind=kind, due=due, node=owner, state="due", due_at=due, attempts=0)
             .on_conflict_do_nothing()
             .returning(task.c.id)
         ).first()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, delete, func, or_, select, update
 
 from dicomai.store.database import Database
 from dicomai.store.queue import PURGED, held_here, lock_study, patient_key, reopen
@@ -14,9 +14,13 @@ from dicomai.store.states import OPEN
 from dicomai.store.tables import (
     analysis,
     delivery,
+    document,
     event,
+    example,
     finding,
     instance,
+    label,
+    patient_split,
     prediction,
     result,
     study,
@@ -41,6 +45,7 @@ def removable(database: Database, before: datetime | None = None) -> list[str]:
 
     before: those whose last image came earlier. Whatever any destination was to get of them it
     has, and has committed itself to where that was asked; what it refused is a person's to decide.
+    What is labelled is learnt from, again and again, and stays.
     """
     kept = select(instance.c.path).where(
         instance.c.study_instance_uid == study.c.study_instance_uid, instance.c.path.is_not(None)
@@ -49,6 +54,7 @@ def removable(database: Database, before: datetime | None = None) -> list[str]:
         study.c.state.in_(CLOSED),
         kept.exists(),
         ~_unsent(study.c.study_instance_uid).exists(),
+        ~_labels(study.c.study_instance_uid).exists(),
         *held_here(database),
     )
     if before is not None:
@@ -68,8 +74,8 @@ def forget_files(database: Database, study_instance_uid: str) -> list[str]:
             .where(study.c.study_instance_uid == study_instance_uid)
             .with_for_update()
         ).scalar_one_or_none()
-        unsent = connection.execute(_unsent(study_instance_uid).limit(1)).first()
-        if state not in CLOSED or unsent is not None:
+        needed = (_unsent(study_instance_uid), _labels(study_instance_uid))
+        if state not in CLOSED or any(connection.execute(x.limit(1)).first() for x in needed):
             return []
         paths = _paths(connection, study_instance_uid)
         for table in (instance, result):
@@ -105,6 +111,17 @@ def _unsent(uid: Any) -> Select[Any]:
         select(delivery.c.id)
         .join(result, result.c.sop_instance_uid == delivery.c.sop_instance_uid)
         .where(result.c.study_instance_uid == uid, delivery.c.state.in_((*OPEN, "failed")))
+    )
+
+
+def _labels(uid: Any) -> Select[Any]:
+    """What is said of a study or its images."""
+    uids = select(instance.c.sop_instance_uid).where(instance.c.study_instance_uid == uid)
+    return select(label.c.id).where(
+        or_(
+            and_(label.c.subject == "study", label.c.subject_id == uid),
+            and_(label.c.subject == "image", label.c.subject_id.in_(uids)),
+        )
     )
 
 
@@ -191,6 +208,7 @@ def purge(
         results = _remove_results(connection, uid)
         findings = _delete(connection, finding, uid)
         _delete(connection, analysis, uid)
+        _remove_labels(connection, uid, key)
         images = _remove_images(connection, uid, key)
         whole = not _count(connection, instance, uid)
         if whole:
@@ -222,6 +240,32 @@ def _remove_results(connection: Connection, uid: str) -> int:
 
 def _delete(connection: Connection, table: Any, uid: str) -> int:
     return connection.execute(delete(table).where(table.c.study_instance_uid == uid)).rowcount
+
+
+def _remove_labels(connection: Connection, uid: str, key: str | None) -> None:
+    """What readers said of these images, the documents they said it in, and whose split it was."""
+    uids = select(instance.c.sop_instance_uid).where(*_images(uid, key))
+    of_images = and_(label.c.subject == "image", label.c.subject_id.in_(uids))
+    # Of a study of two patients nobody knows of whom it is said.
+    of_study = and_(label.c.subject == "study", label.c.subject_id == uid)
+    connection.execute(delete(label).where(or_(of_images, of_study)))
+    connection.execute(
+        delete(document).where(
+            document.c.study_instance_uid == uid, document.c.sop_instance_uid.in_(uids)
+        )
+    )
+    others = select(instance.c.patient).where(
+        instance.c.study_instance_uid != uid, instance.c.patient.is_not(None)
+    )
+    patients = select(instance.c.patient).where(
+        *_images(uid, key), instance.c.patient.is_not(None), instance.c.patient.not_in(others)
+    )
+    connection.execute(
+        delete(patient_split).where(
+            patient_split.c.patient.in_(patients),
+            patient_split.c.patient.not_in(select(example.c.patient)),
+        )
+    )
 
 
 def _remove_images(connection: Connection, uid: str, key: str | None) -> int:

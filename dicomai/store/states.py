@@ -27,8 +27,17 @@ TRANSITIONS: dict[str, dict[str | None, frozenset[str]]] = {
     "model": {
         None: frozenset({"active", "candidate"}),
         "candidate": frozenset({"active"}),
-        "active": frozenset({"retired"}),
+        "active": frozenset({"retired", "withdrawn"}),
         "retired": frozenset({"active"}),
+        "withdrawn": frozenset({"active"}),  # rolled back: never what a rollback goes back to
+    },
+    "training": {
+        None: frozenset({"running"}),
+        # Stopped: by a person or at the end of its hours; running again: where it left off.
+        "running": frozenset({"running", "stopped", "done", "failed"}),
+        "stopped": frozenset({"running", "failed"}),
+        "done": frozenset(),
+        "failed": frozenset(),
     },
     "task": {
         None: frozenset({"due"}),

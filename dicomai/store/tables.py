@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import (
     Boolean,
     Column,
+    Date,
     DateTime,
     Dialect,
     Float,
@@ -17,6 +18,7 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     String,
     Table,
+    Text,
     TypeDecorator,
     UniqueConstraint,
 )
@@ -62,6 +64,7 @@ site = Table(
 
 # due_at is quiet period, retry back-off and lease expiry in one; null: nothing is due.
 # node: the data folder that holds its files; null: received before there were nodes.
+# accession: a keyed hash of the Accession Number; empty: it has none; null: nobody looked.
 study = Table(
     "study",
     metadata,
@@ -75,8 +78,10 @@ study = Table(
     Column("reason", String(500)),
     Column("expected_instances", Integer),
     Column("node", String(36)),
+    Column("accession", String(64)),
     Column("received_at", UtcDateTime, nullable=False),
     Column("last_received_at", UtcDateTime, nullable=False),
+    Index(None, "accession"),
     Index(None, "due_at"),
     Index(None, "last_received_at"),
 )
@@ -113,6 +118,7 @@ model = Table(
     Column("state", String(16), nullable=False),
     Column("sha256", String(64), nullable=False),
     Column("registered_at", UtcDateTime, nullable=False),
+    Column("activated_at", UtcDateTime),
     PrimaryKeyConstraint("name", "version"),
 )
 
@@ -264,4 +270,107 @@ audit = Table(
     Column("count", Integer),
     Column("detail", String(500)),
     Index(None, "at"),
+)
+
+# An image that was not received, but brought to be learnt from; its file stays where it lies.
+# split: what its labels said of it; patient: a keyed hash, or of images without one their own.
+example = Table(
+    "example",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("dataset", String(64), nullable=False),
+    Column("path", String(1000), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("patient", String(64), nullable=False),
+    Column("source", String(64), nullable=False),
+    Column("split", String(8)),
+    Column("sex", String(1)),
+    Column("age_years", Float),
+    Column("view", String(16)),
+    Column("manufacturer", String(64)),
+    Column("added_at", UtcDateTime, nullable=False),
+    UniqueConstraint("dataset", "path"),
+    Index(None, "patient"),
+)
+
+# What one reader says of a study, an image (subject_id: its UID) or an example (its id). Readers
+# who do not agree are all kept. source: file or document; origin: the file's SHA-256, or the
+# document's SOP Instance UID.
+label = Table(
+    "label",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("subject", String(8), nullable=False),
+    Column("subject_id", String(64), nullable=False),
+    Column("label", String(64), nullable=False),
+    Column("value", String(8), nullable=False),
+    Column("reader", String(64), nullable=False),
+    Column("read_on", Date),
+    Column("source", String(8), nullable=False),
+    Column("origin", String(64), nullable=False),
+    Column("added_at", UtcDateTime, nullable=False),
+    UniqueConstraint("subject", "subject_id", "label", "reader"),
+)
+
+# Once a patient is in a split he stays there: what was tested on is never trained on.
+patient_split = Table(
+    "patient_split",
+    metadata,
+    Column("patient", String(64), primary_key=True),
+    Column("split", String(8), nullable=False),
+    Column("reason", String(64), nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+)
+
+# Received documents that were read for labels; a replaced one (another digest) is read again.
+document = Table(
+    "document",
+    metadata,
+    Column("study_instance_uid", UID),
+    Column("sop_instance_uid", UID),
+    Column("digest", String(64), nullable=False),
+    Column("labels", Integer, nullable=False),
+    Column("reason", String(500)),
+    Column("read_at", UtcDateTime, nullable=False),
+    PrimaryKeyConstraint("study_instance_uid", "sop_instance_uid"),
+)
+
+# One training. due_at: when its lease runs out, and another process may go on with it; node: in
+# whose folder it lies. decision: promoted, kept (as candidate), or would-promote, would-keep.
+training_run = Table(
+    "training_run",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("node", String(36), nullable=False),
+    Column("lease", String(36)),
+    Column("due_at", UtcDateTime),
+    Column("model_name", String(64), nullable=False),
+    Column("parent", String(32), nullable=False),
+    Column("version", String(32)),
+    Column("recipe", Text, nullable=False),
+    Column("dry_run", Boolean, nullable=False),
+    Column("data_digest", String(64)),
+    Column("images", Integer),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime),
+    Column("decision", String(16)),
+    Column("reason", String(1000)),
+)
+
+# What each epoch reached. number: within its phase.
+training_epoch = Table(
+    "training_epoch",
+    metadata,
+    Column("run_id", Integer, ForeignKey(training_run.c.id)),
+    Column("phase", Integer),
+    Column("number", Integer),
+    Column("loss", Float, nullable=False),
+    Column("val_loss", Float, nullable=False),
+    Column("accuracy", Float, nullable=False),
+    Column("auc", Float, nullable=False),
+    Column("images_per_second", Float, nullable=False),
+    Column("seconds", Float, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    PrimaryKeyConstraint("run_id", "phase", "number"),
 )

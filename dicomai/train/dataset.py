@@ -1,8 +1,9 @@
-"""Labelled image files with patients, sources and a patient-disjoint split."""
+"""From what readers say to arrays: images, targets, and who is learnt from and who is tested."""
 
-import csv
+import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,116 +11,236 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dicomai.errors import Misuse
-from dicomai.prepare.geometry import fit, letterbox
-from dicomai.study import Float32
-from dicomai.train.recipe import Augmentation
+from dicomai.errors import Misuse, Rejected
+from dicomai.prepare.pool import Pool
+from dicomai.prepare.sample import Sample, sample
+from dicomai.store.truth import Candidate
+from dicomai.study import Accepts, Float32, Limits
+from dicomai.train.labels import ABSENT, PRESENT, agree
+from dicomai.train.split import SPLITS, TEST, TRAIN, VAL, assign, twins
 
-COLUMNS = {"image_id", "file", "label", "patient_id", "source", "split"}
+FEWEST_PATIENTS = {TRAIN: 10, VAL: 5, TEST: 5}  # of each class of each label
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """One labelled image; positive: the label is present."""
+class Data:
+    """Frames to learn from or to be judged by.
 
-    image_id: str
-    path: Path
-    positive: bool
-    patient_id: str
-    source: str
-    split: str
-
-
-def read_samples(folder: Path, label: str) -> tuple[Sample, ...]:
-    """Read folder/labels.csv (image_id, file, label, patient_id, source, split).
-
-    Raises Misuse where a column is missing, a class is empty, or a patient is in two splits.
+    images: (N, S, S), grey, letterboxed; targets: (N, K), 1 present, 0 absent, NaN not known
+    names: of the image; paths, numbers: the file, and the frame in it; patients: keys
+    facts: what subgroups are made of
     """
-    path = folder / "labels.csv"
-    if not path.is_file():
-        raise Misuse(f"{path} is missing: name a folder that holds labels.csv and its images")
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    missing = COLUMNS - set(rows[0] if rows else ())
-    if missing:
-        raise Misuse(f"{path} lacks the columns {', '.join(sorted(missing))}")
-    samples = tuple(
-        Sample(
-            row["image_id"],
-            folder / row["file"],
-            row["label"] == label,
-            row["patient_id"],
-            row["source"],
-            row["split"],
+
+    images: NDArray[np.uint8]
+    targets: Float32
+    names: NDArray[np.str_]
+    paths: NDArray[np.str_]
+    numbers: NDArray[np.intp]
+    digests: NDArray[np.str_]
+    patients: NDArray[np.str_]
+    sources: NDArray[np.str_]
+    splits: NDArray[np.str_]
+    fingerprints: tuple[bytes, ...]
+    facts: tuple[Mapping[str, str | float], ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def where(self, chosen: NDArray[np.bool_] | Sequence[int]) -> "Data":
+        """Some of them."""
+        index = np.arange(len(self))[np.asarray(chosen)]
+        return Data(
+            self.images[index],
+            self.targets[index],
+            self.names[index],
+            self.paths[index],
+            self.numbers[index],
+            self.digests[index],
+            self.patients[index],
+            self.sources[index],
+            self.splits[index],
+            tuple(self.fingerprints[i] for i in index),
+            tuple(self.facts[i] for i in index),
         )
-        for row in rows
+
+    def of(self, split: str) -> "Data":
+        """A split."""
+        return self.where(self.splits == split)
+
+    def at(self, size: int) -> "Data":
+        """The same at another size."""
+        return dataclasses.replace(self, images=at_size(self.images, size))
+
+    def digest(self) -> str:
+        """SHA-256 over what was said of which image in which split."""
+        lines = sorted(
+            f"{digest} {split} {np.array2string(target)}"
+            for digest, split, target in zip(self.digests, self.splits, self.targets, strict=True)
+        )
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What the ancestors of a model have learnt from: patients' keys, and fingerprints."""
+
+    patients: frozenset[str] = frozenset()
+    fingerprints: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """The data, splits that are new with their reasons, and why images were left out."""
+
+    data: Data
+    chosen: Mapping[str, tuple[str, str]]
+    left_out: Counter[str]
+
+
+def gather(
+    candidates: Sequence[Candidate],
+    labels: Sequence[str],
+    size: int,
+    accepts: Accepts,
+    files: Callable[[Candidate], Path],
+    pool: Pool,
+    limits: Limits,
+    kept: Mapping[str, str],
+    learnt: Learnt,
+    track: Callable[[Iterable[object], int], Iterable[object]],
+) -> Gathered:
+    """Decode every image of which anything is known, and decide who is for what.
+
+    accepts: of the model, for images that were received; files: where a candidate's file lies;
+    kept: earlier splits by patient; track: shows progress (of a count). Raises Misuse where too
+    little is left of a label.
+    """
+    left_out: Counter[str] = Counter()
+    known = [item for item in candidates if _targets(item, labels).size]
+    left_out["readers do not agree, or nobody is sure"] = len(candidates) - len(known)
+    calls = [
+        (files(item), accepts if item.source == RECEIVED else None, size, limits) for item in known
+    ]
+    frames: list[tuple[Candidate, Path, Sample]] = []
+    done = track(pool.map(sample, calls), len(calls))
+    for item, call, made in zip(known, calls, done, strict=True):
+        if isinstance(made, Rejected):
+            left_out[str(made.code)] += 1
+        else:
+            assert isinstance(made, list)
+            frames += [(item, call[0], frame) for frame in made]
+    patients = _brought(known)
+    chosen = assign(patients, kept, learnt.patients)
+    splits = {**{patient: split for patient, (split, _) in chosen.items()}, **kept}
+    data = _arrays(frames, labels, splits, size)
+    data = _without_twins(data, learnt, left_out)
+    require_enough(data, labels)
+    return Gathered(data, chosen, +left_out)
+
+
+RECEIVED = "received"
+
+
+def _targets(item: Candidate, labels: Sequence[str]) -> Float32:
+    """1, 0 and NaN; empty where nothing is known of any label."""
+    values = {PRESENT: 1.0, ABSENT: 0.0}
+    found = [values.get(agree(item.said.get(key, ())), np.nan) for key in labels]
+    return np.array(found if not np.isnan(found).all() else [], np.float32)
+
+
+def _brought(candidates: Iterable[Candidate]) -> dict[str, set[str]]:
+    """Patient -> the splits that labels bring."""
+    found: dict[str, set[str]] = {}
+    for item in candidates:
+        splits = found.setdefault(item.patient, set())
+        if item.split:
+            splits.add(item.split)
+    return found
+
+
+def _arrays(
+    frames: Sequence[tuple[Candidate, Path, Sample]],
+    labels: Sequence[str],
+    splits: Mapping[str, str],
+    size: int,
+) -> Data:
+    images = np.empty((len(frames), size, size), np.uint8)
+    for index, (_, _, frame) in enumerate(frames):
+        images[index] = frame.pixels
+    items = [item for item, _, _ in frames]
+    return Data(
+        images=images,
+        targets=np.array([_targets(item, labels) for item in items], np.float32).reshape(
+            len(items), len(labels)
+        ),
+        names=np.array([item.name for item in items]),
+        paths=np.array([str(path) for _, path, _ in frames]),
+        numbers=np.array([frame.number for _, _, frame in frames], np.intp),
+        digests=np.array([item.digest for item in items]),
+        patients=np.array([item.patient for item in items]),
+        sources=np.array([item.source for item in items]),
+        splits=np.array([splits[item.patient] for item in items]),
+        fingerprints=tuple(frame.fingerprint for _, _, frame in frames),
+        facts=tuple({**frame.facts, **_said(item)} for item, _, frame in frames),
     )
-    _check(samples, label, path)
-    return samples
 
 
-def _check(samples: tuple[Sample, ...], label: str, path: Path) -> None:
-    splits: dict[str, str] = {}
-    for sample in samples:
-        if splits.setdefault(sample.patient_id, sample.split) != sample.split:
-            raise Misuse(f"{path}: patient {sample.patient_id} is in two splits")
-    for split in ("train", "val", "test"):
-        chosen = [sample for sample in samples if sample.split == split]
-        # Each source is judged by itself, so that a model cannot learn the hospital instead.
-        sources = {sample.source for sample in chosen} if split != "train" else set()
-        groups = [chosen, *([s for s in chosen if s.source == source] for source in sources)]
-        if any(len({sample.positive for sample in group}) < 2 for group in groups):
-            raise Misuse(
-                f"{path}: the split {split} needs images with and without {label}, of each source"
-            )
+def _said(item: Candidate) -> dict[str, str | float]:
+    """What a dataset's own table says goes before a header."""
+    return {key: value for key, value in item.facts.items() if value is not None}
 
 
-def digest(samples: tuple[Sample, ...]) -> str:
-    """SHA-256 over ids, labels and splits: what a model says it was trained on."""
-    lines = sorted(f"{s.image_id},{s.positive},{s.patient_id},{s.split}\n" for s in samples)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+def _without_twins(data: Data, learnt: Learnt, left_out: Counter[str]) -> Data:
+    found = twins(list(data.splits), data.fingerprints, learnt.fingerprints)
+    left_out["looks the same as an image of another split"] = len(found.learnt)
+    left_out["for the test, but an ancestor has learnt from it"] = len(found.tested)
+    gone = {*found.learnt, *found.tested}
+    return data.where([i for i in range(len(data)) if i not in gone]) if gone else data
 
 
-def load_images(samples: tuple[Sample, ...], size: int) -> NDArray[np.uint8]:
-    """Decode and letterbox grey 8-bit files: (N, size, size)."""
-    images = np.empty((len(samples), size, size), np.uint8)
-    for index, sample in enumerate(samples):
-        grey = cv2.imread(str(sample.path), cv2.IMREAD_GRAYSCALE)
-        if grey is None:
-            raise Misuse(f"cannot decode {sample.path}: replace it or take it out of labels.csv")
-        rows, columns = grey.shape
-        square = letterbox(grey.astype(np.float32), fit(rows, columns, size))
-        images[index] = np.rint(square)
-    return images
+def require_enough(data: Data, labels: Sequence[str]) -> None:
+    """Raise Misuse unless each label has patients of both classes in each split, with counts."""
+    for index, label in enumerate(labels):
+        for split in SPLITS:
+            part = data.of(split)
+            counts = {
+                word: len(set(part.patients[part.targets[:, index] == value]))
+                for word, value in (("with", 1), ("without", 0))
+            }
+            if min(counts.values()) < FEWEST_PATIENTS[split]:
+                raise Misuse(
+                    f"too little to learn from: of {label} there are {counts['with']} patients "
+                    f"with it and {counts['without']} without in the split {split}, and each needs "
+                    f"{FEWEST_PATIENTS[split]}: import more labels"
+                )
 
 
-def targets(samples: tuple[Sample, ...]) -> Float32:
-    """(N,), 1 where the label is present."""
-    return np.array([sample.positive for sample in samples], np.float32)
+def subgroups(data: Data, wanted: Collection[str]) -> dict[str, NDArray[np.bool_]]:
+    """Name -> which frames: by source, sex, decade of age, view, manufacturer."""
+    found: dict[str, NDArray[np.bool_]] = {}
+    for kind in wanted:
+        values = np.array([_value(data, i, kind) for i in range(len(data))])
+        for value in np.unique(values[values != ""]):
+            found[f"{kind} {value}"] = values == value
+    return found
 
 
-def augment(image: NDArray[np.uint8], bounds: Augmentation, rng: np.random.Generator) -> Float32:
-    """One random view of a grey image (size, size), as 0 to 1."""
-    size = image.shape[0]
-    angle = rng.uniform(-1, 1) * bounds.rotation_degrees
-    zoom = 1 + rng.uniform(-1, 1) * bounds.zoom
-    aspect = 1 + rng.uniform(-1, 1) * bounds.aspect
-    matrix = cv2.getRotationMatrix2D(((size - 1) / 2, (size - 1) / 2), angle, zoom)
-    matrix[1] = (matrix[1] - [0, 0, (size - 1) / 2]) * aspect + [0, 0, (size - 1) / 2]
-    matrix[:, 2] += rng.uniform(-1, 1, 2) * bounds.shift * size
-    view = cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR)
-    if bounds.horizontal_flip and rng.random() < 0.5:
-        view = view[:, ::-1]
-    pixels = view.astype(np.float32) / 255
-    contrast = 1 + rng.uniform(-1, 1) * bounds.contrast
-    brightness = rng.uniform(-1, 1) * bounds.brightness * 0.5
-    mean = pixels.mean()
-    changed: Float32 = np.clip((pixels - mean) * contrast + mean + brightness, 0, 1)
-    return changed.astype(np.float32)
+def _value(data: Data, index: int, kind: str) -> str:
+    if kind == "source":
+        return str(data.sources[index])
+    facts = data.facts[index]
+    if kind != "age":
+        return str(facts.get(kind, ""))
+    age = facts.get("age_years")
+    if age is None:
+        return ""
+    first = int(float(age) // 20) * 20
+    return f"{first} to {first + 19}"
 
 
-def batches(count: int, size: int, rng: np.random.Generator) -> Iterator[NDArray[np.intp]]:
-    """Random order, every index once, the last incomplete batch left out."""
-    order = rng.permutation(count)
-    for start in range(0, count - size + 1, size):
-        yield order[start : start + size]
+def at_size(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """(N, S, S) shrunk by area, or enlarged, to (N, size, size)."""
+    if images.shape[1] == size:
+        return images
+    method = cv2.INTER_AREA if size < images.shape[1] else cv2.INTER_LINEAR
+    return np.stack([cv2.resize(image, (size, size), interpolation=method) for image in images])

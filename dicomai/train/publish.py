@@ -1,127 +1,168 @@
 """From a trained network to a model package, all or nothing."""
 
+import base64
 import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from dicomai import durable
 from dicomai.errors import Misuse
 from dicomai.infer import package
-from dicomai.infer.network import ResNetWithMaps, build
-from dicomai.study import Model
-from dicomai.train.dataset import Sample, digest, load_images, targets
-from dicomai.train.evaluate import (
-    auc_interval,
-    sensitivity_specificity,
-    youden_by_source,
-)
-from dicomai.train.loop import MEAN, STD, Trained, score
+from dicomai.infer.network import NetworkWithMaps, build
+from dicomai.study import Accepts, Model
+from dicomai.train.loop import MEAN, STD
 from dicomai.train.recipe import Recipe
 
-# SNOMED CT and DICOM codes of what this project trains on (shared DICOM.md, section 2).
-CODES = {"pneumonia": ("233604007", "SCT", "Pneumonia")}
-
 MODEL_TOML = """\
-name = "{name}"
-version = "{version}"
-architecture = "{architecture}"
+name = {name}
+version = {version}
+architecture = {architecture}
 channels = {channels}
-activation = "sigmoid"
-sha256 = "{sha256}"
+activation = {activation}
+sha256 = {sha256}
+calibrated = true
 
 # An empty list accepts everything; an empty string accepts images that do not say.
 [accepts]
-modalities = ["CR", "DX"]
-sop_classes = []
-body_parts = ["CHEST", "THORAX", "LUNG", ""]
-views = ["PA", "AP", ""]
-photometric = ["MONOCHROME1", "MONOCHROME2"]
-presentation_intents = ["FOR PRESENTATION", ""]
-localizers = false
-age_years = [0, 130]
-min_size = 100
-frames = "all"
+{accepts}
 
 [preprocessing]
 size = {size}
 resize = "letterbox"
 value_range = [0.0, 1.0]
-mean = [{mean}]
-std = [{std}]
+mean = {mean}
+std = {std}
 
-[[labels]]
-key = "{label}"
-threshold = {threshold}
-code = ["{code[0]}", "{code[1]}", "{code[2]}"]
-
+{labels}
 [provenance]
-data_digest = "{data_digest}"
-training = "{training}"
-parent = ""
+{provenance}
+"""
+LABEL_TOML = """\
+[[labels]]
+key = {key}
+threshold = {threshold}
+code = {code}
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a model comes from. patients: keys of those it has learnt from; site: whose keys, or ""
+    where they are the Patient IDs of a public collection; fingerprints: of those images
+    """
+
+    training: str
+    data_digest: str
+    parent: str
+    site: str
+    patients: Collection[str]
+    fingerprints: Sequence[bytes]
+
+
 def publish(
-    trained: Trained,
-    samples: tuple[Sample, ...],
+    network: NetworkWithMaps,
     recipe: Recipe,
+    size: int,
+    accepts: Accepts,
+    thresholds: Mapping[str, float],
+    evaluation: Mapping[str, Any],
+    origin: Origin,
     name: str,
     version: str,
     out: Path,
 ) -> Model:
-    """Write out/name/version with half-precision weights and their evaluation on "test"."""
+    """Write out/name/version with half-precision weights; size: of the network's input, pixels."""
     folder = refuse_existing(out, name, version)
-    (label,) = recipe.labels
-    if label not in CODES:
-        raise Misuse(f"there is no code for the label {label}: add it to dicomai/train/publish.py")
-    with scratch(folder) as work:
+    with new_package(folder) as work:
         weights = {
-            key: value.half().contiguous() if value.is_floating_point() else value.contiguous()
-            for key, value in trained.network.state_dict().items()
+            key: value.cpu().half().contiguous() if value.is_floating_point() else value.cpu()
+            for key, value in network.state_dict().items()
         }
-        save_file(weights, work / "weights.safetensors")
-        evaluation = evaluate(rounded(trained.network, recipe), trained.size, samples, recipe)
-        sha256 = hashlib.sha256((work / "weights.safetensors").read_bytes()).hexdigest()
-        phases = ", ".join(f"{p.epochs} epochs at {p.size} px" for p in recipe.phases)
-        values = {
-            "name": name,
-            "version": version,
-            "architecture": recipe.architecture,
-            "channels": recipe.channels,
-            "sha256": sha256,
-            "size": trained.size,
-            "mean": MEAN,
-            "std": STD,
-            "label": label,
-            "threshold": evaluation["threshold"],
-            "code": CODES[label],
-            "data_digest": digest(samples),
-            "training": f"dicomai.train from scratch, seed {recipe.seed}: {phases}",
-        }
-        (work / "model.toml").write_text(MODEL_TOML.format(**values))
-        evaluation["epochs"] = [dataclasses.asdict(epoch) for epoch in trained.epochs]
+        data = save(weights)
+        (work / "weights.safetensors").write_bytes(data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        described = describe(recipe, size, accepts, thresholds, origin, name, version, sha256)
+        (work / "model.toml").write_text(described)
         (work / "evaluation.json").write_text(json.dumps(evaluation, indent=1) + "\n")
-        package.verify(package.read(work))
-        for file in work.iterdir():
-            durable.sync_file(file)
-        durable.sync_folder(work)
-        work.rename(folder)
-        durable.sync_folder(folder.parent)
+        (work / "learnt.json").write_text(learnt_from(origin))
     return package.read(folder)
 
 
+def describe(
+    recipe: Recipe,
+    size: int,
+    accepts: Accepts,
+    thresholds: Mapping[str, float],
+    origin: Origin,
+    name: str,
+    version: str,
+    sha256: str,
+) -> str:
+    """model.toml; JSON's strings, numbers, booleans and lists are TOML's."""
+    labels = [
+        {"key": label.key, "threshold": thresholds[label.key], "code": list(label.code)}
+        for label in recipe.labels
+    ]
+    provenance = {
+        "data_digest": origin.data_digest,
+        "training": origin.training,
+        "parent": origin.parent,
+    }
+    values: dict[str, Any] = {
+        "name": name,
+        "version": version,
+        "architecture": recipe.architecture,
+        "channels": recipe.channels,
+        "activation": recipe.activation,
+        "sha256": sha256,
+        "size": size,
+        "mean": [MEAN] * recipe.channels,
+        "std": [STD] * recipe.channels,
+    }
+    return MODEL_TOML.format(
+        **{key: json.dumps(value) for key, value in values.items()},
+        accepts=_lines(dataclasses.asdict(accepts)),
+        labels="\n".join(
+            LABEL_TOML.format(**{k: json.dumps(v) for k, v in x.items()}) for x in labels
+        ),
+        provenance=_lines(provenance),
+    )
+
+
+def _lines(values: Mapping[str, Any]) -> str:
+    return "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
+
+
+def learnt_from(origin: Origin) -> str:
+    """What no descendant may be tested on, as learnt.json; no image can be made of it."""
+    return json.dumps(
+        {
+            "site": origin.site,
+            "patients": sorted(origin.patients),
+            "fingerprints": base64.b64encode(b"".join(origin.fingerprints)).decode(),
+        }
+    )
+
+
+def rounded(network: NetworkWithMaps, recipe: Recipe) -> NetworkWithMaps:
+    """The network as it will be loaded: on the processor, its weights through half precision."""
+    copy = build(recipe.architecture, recipe.channels, len(recipe.labels))
+    copy.load_state_dict({key: value.cpu() for key, value in network.state_dict().items()})
+    half: NetworkWithMaps = copy.half().float().eval()
+    return half
+
+
 @contextmanager
-def scratch(folder: Path) -> Iterator[Path]:
-    """An empty folder that is renamed to become a package; what is left of it goes.
+def new_package(folder: Path) -> Iterator[Path]:
+    """An empty folder; what is written into it becomes the package, verified, all or nothing.
 
     It lies one level deeper than packages are looked for: a training that is killed leaves none.
     """
@@ -131,6 +172,12 @@ def scratch(folder: Path) -> Iterator[Path]:
     work.mkdir(parents=True)
     try:
         yield work
+        package.verify(package.read(work))
+        for file in work.iterdir():
+            durable.sync_file(file)
+        durable.sync_folder(work)
+        work.rename(folder)
+        durable.sync_folder(folder.parent)
     finally:
         shutil.rmtree(around)
 
@@ -141,51 +188,3 @@ def refuse_existing(out: Path, name: str, version: str) -> Path:
     if folder.exists():
         raise Misuse(f"{folder} exists already: choose another version")
     return folder
-
-
-def rounded(network: ResNetWithMaps, recipe: Recipe) -> ResNetWithMaps:
-    """The network as it will be loaded: weights through half precision."""
-    copy = build(recipe.architecture, recipe.channels, len(recipe.labels))
-    copy.load_state_dict({key: value.cpu() for key, value in network.state_dict().items()})
-    return copy.half().float().eval().to(memory_format=torch.channels_last)
-
-
-def evaluate(
-    network: ResNetWithMaps, size: int, samples: tuple[Sample, ...], recipe: Recipe
-) -> dict[str, Any]:
-    """The threshold chosen on "val", and each source's figures on "test"."""
-    device = torch.device("cpu")
-    splits: dict[str, tuple[Any, ...]] = {}
-    for split in ("val", "test"):
-        chosen = tuple(sample for sample in samples if sample.split == split)
-        splits[split] = (
-            targets(chosen).astype(np.float64),
-            score(network, load_images(chosen, size), device, half_precision=False),
-            np.array([sample.source for sample in chosen]),
-            np.array([sample.patient_id for sample in chosen]),
-        )
-    truth, scores, sources, _ = splits["val"]
-    threshold = round(youden_by_source(truth, scores, sources), 3)
-    truth, scores, sources, patients = splits["test"]
-    figures = {}
-    for source in np.unique(sources):
-        of = sources == source
-        area = auc_interval(truth[of], scores[of], patients[of], recipe.seed)
-        sensitivity, specificity = sensitivity_specificity(truth[of], scores[of], threshold)
-        figures[str(source)] = {
-            "images": int(of.sum()),
-            "patients": len(np.unique(patients[of])),
-            "positive": int(truth[of].sum()),
-            "auc": round(area.value, 4),
-            "auc_95": [round(area.low, 4), round(area.high, 4)],
-            "sensitivity": round(sensitivity, 4),
-            "specificity": round(specificity, 4),
-        }
-    return {
-        "label": recipe.labels[0],
-        "split": "test",
-        "threshold": threshold,
-        "threshold_rule": "largest mean Youden index over the sources on val",
-        "interval": "95 % percentile bootstrap, 2000 resamples of patients",
-        "sources": figures,
-    }

@@ -1,0 +1,80 @@
+"""A model package as one file, from site to site."""
+
+import shutil
+import zipfile
+from pathlib import Path
+
+from dicomai import durable
+from dicomai.errors import Misuse, ModelDamaged
+from dicomai.infer import package
+from dicomai.study import Model
+
+# What a package may hold: data, and no folders.
+FILES = {
+    "model.toml",
+    "weights.safetensors",
+    "evaluation.json",
+    "learnt.json",
+    "README.md",
+    "LICENSE",
+}
+MOST_BYTES = 4 << 30
+
+
+def pack(model: Model, file: Path) -> None:
+    """Write a package into a new zip file. Raises Misuse where there is one already."""
+    package.verify(model)
+    if file.exists():
+        raise Misuse(f"{file} exists already: name a new file")
+    with zipfile.ZipFile(file, "x", zipfile.ZIP_STORED) as archive:
+        for part in sorted(model.path.iterdir()):
+            if part.name in FILES:
+                archive.write(part, part.name)
+
+
+def unpack(file: Path, models: Path) -> Model:
+    """Install a packed package below models, all or nothing, verified.
+
+    Raises Misuse where it is none, or its version is installed already, ModelDamaged where it is
+    damaged.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return _install(archive, file, models)
+    except FileNotFoundError:
+        raise Misuse(f"there is no file {file}") from None
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise ModelDamaged(f"{file} is no package, or damaged: export it again") from error
+
+
+def _install(archive: zipfile.ZipFile, file: Path, models: Path) -> Model:
+    parts = archive.infolist()
+    foreign = [part.filename for part in parts if part.filename not in FILES]
+    if foreign or not parts:
+        raise Misuse(
+            f"{file} is no exported package: it holds {foreign[0] if foreign else 'nothing'}"
+        )
+    if sum(part.file_size for part in parts) > MOST_BYTES:
+        raise Misuse(f"{file} would take more than {MOST_BYTES >> 30} GB")
+    durable.make_folder(models)
+    # Deeper than packages are looked for.
+    around = models / f"{file.stem}{durable.TEMPORARY}"
+    work = around / "new" / "package"
+    shutil.rmtree(around, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        for part in parts:
+            with archive.open(part) as source, (work / part.filename).open("wb") as target:
+                shutil.copyfileobj(source, target)
+            durable.sync_file(work / part.filename)
+        model = package.read(work)
+        package.verify(model)
+        folder = models / model.name / model.version
+        if folder.exists():
+            raise Misuse(f"{model.name} {model.version} is installed already: {folder}")
+        durable.make_folder(folder.parent)
+        work.rename(folder)
+        durable.sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(around, ignore_errors=True)
+    return package.read(folder)

@@ -1,0 +1,464 @@
+"""The process that learns: gather, train, judge, and let the gate decide; one at a time."""
+
+import base64
+import binascii
+import errno
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import structlog
+import torch
+
+from dicomai.errors import DicomaiError, LeaseLost, Misuse, Rejected, Stopped
+from dicomai.infer.engine import Engine
+from dicomai.infer.network import NetworkWithMaps
+from dicomai.prepare import image
+from dicomai.prepare.pool import Pool
+from dicomai.prepare.sample import sample
+from dicomai.roles import choose_model
+from dicomai.scoring import decoding_pool, limits
+from dicomai.settings import Settings
+from dicomai.store import queries, registry, runs, truth
+from dicomai.store.database import Database
+from dicomai.store.runs import Run
+from dicomai.store.truth import Candidate
+from dicomai.study import Float32, Model
+from dicomai.train import judge, page
+from dicomai.train.dataset import RECEIVED, Data, Gathered, Learnt, gather, subgroups
+from dicomai.train.evaluate import Array
+from dicomai.train.gate import Decision, Rule, decide
+from dicomai.train.loop import Epoch, Step, train
+from dicomai.train.publish import Origin, publish, rounded
+from dicomai.train.recipe import Recipe
+from dicomai.train.start import begin
+
+if TYPE_CHECKING:
+    from dicomai.train.search import Trial
+
+log = structlog.get_logger()
+
+LOOK_SECONDS = 2.0  # between looks at what the daemon has to do
+LONGEST_PAUSE = 60.0  # of the training, for the daemon's work
+PAGE = "report.html"
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """How a person follows a training: steps, epochs, and counted work with its name."""
+
+    step: Callable[[Step], None]
+    epoch: Callable[[Epoch], None]
+    say: Callable[[str], None]
+    track: Callable[[str, Iterable[object], int], Iterable[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """How many recipes near the given one are tried first, in how many seconds at most."""
+
+    count: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a training; model: the package, None of a dry run."""
+
+    run: int
+    decision: Decision
+    promoted: bool
+    model: Model | None
+    page: Path
+
+
+def retrain(
+    settings: Settings,
+    database: Database,
+    recipe: Recipe,
+    searched: Search | None,
+    dry_run: bool,
+    watch: Watch,
+    stop: threading.Event,
+) -> Outcome:
+    """Train, judge and decide; the active model is untouched until the gate lets another pass.
+
+    Raises Stopped where stop is set: the same call goes on from the last checkpoint. Raises Misuse
+    where there is too little to learn from, or another training is running.
+    """
+    parent = choose_model(settings, database)
+    text = json.dumps(recipe.model_dump() | ({"search": asdict(searched)} if searched else {}))
+    run = runs.begin(database, parent.name, parent.version, text, dry_run)
+    folder = settings.data_dir / "training" / str(run.id)
+    keeper = _Keeper(database, run, stop)
+    try:
+        with keeper, decoding_pool(settings) as pool:
+            outcome = _Training(
+                settings, database, recipe, searched, parent, run, folder, pool, watch, keeper
+            ).run()
+    except Stopped as error:
+        if not keeper.lost:
+            runs.end(database, run, "stopped", str(error))
+        raise
+    except LeaseLost:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            words = f"{error.strerror} in {settings.data_dir}: make room, and the same call goes on"
+            runs.end(database, run, "stopped", words)
+            raise Stopped(words) from error
+        words = str(error) if isinstance(error, DicomaiError) else type(error).__name__
+        runs.end(database, run, "failed", words)
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return outcome
+
+
+class _Keeper:
+    """Renews the lease while the training works; sets stop where it is lost."""
+
+    def __init__(self, database: Database, run: Run, stop: threading.Event) -> None:
+        self._database, self._run, self.stop = database, run, stop
+        self.lost = False
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+
+    def __enter__(self) -> "_Keeper":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _keep(self) -> None:
+        while not self._ended.wait(runs.LEASE_SECONDS / 6):
+            try:
+                runs.renew(self._database, self._run)
+            except LeaseLost:
+                self.lost = True
+                self.stop.set()
+                return
+            except Exception as error:  # noqa: BLE001 - the database may be away for a while
+                log.error("not_renewed", error=type(error).__name__)
+
+
+class _Training:
+    """One run, step by step."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        recipe: Recipe,
+        searched: Search | None,
+        parent: Model,
+        run: Run,
+        folder: Path,
+        pool: Pool,
+        watch: Watch,
+        keeper: _Keeper,
+    ) -> None:
+        self._keeper = keeper
+        self._settings, self._database, self._recipe = settings, database, recipe
+        self._searched = searched
+        self._trials: tuple[Trial, ...] = ()
+        self._parent, self._run, self._folder = parent, run, folder
+        self._pool, self._watch = pool, watch
+        self._device = torch.device(
+            "cuda" if torch.cuda.is_available() and settings.infer.device != "cpu" else "cpu"
+        )
+        self._looked = 0.0
+        torch.set_flush_denormal(True)
+
+    def run(self) -> Outcome:
+        """From labels to a decision."""
+        learnt = self._learnt(self._parent)
+        gathered = self._gather(learnt)
+        data = gathered.data
+        self._watch.say(counts(gathered))
+        runs.note_data(self._database, self._run, data.digest(), len(data))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        place = self._choose_recipe(data) if self._searched else self._folder
+        network, epochs = self._fit(self._recipe, data, place, self._told)
+        for epoch in epochs:
+            runs.note_epoch(self._database, self._run, asdict(epoch))
+        return self._judge(network, data, learnt, epochs, gathered)
+
+    def _fit(
+        self, recipe: Recipe, data: Data, folder: Path, tell: Callable[[Step | Epoch], None]
+    ) -> tuple[NetworkWithMaps, list[Epoch]]:
+        network = begin(recipe, self._parent).to(self._device)
+        stop = self._keeper.stop
+        train_on, check_on = data.of("train"), data.of("val")
+        return network, train(network, train_on, check_on, recipe, folder, tell, stop)
+
+    def _choose_recipe(self, data: Data) -> Path:
+        """Try recipes; the best one's training, in the folder returned, is gone on with."""
+        from dicomai.train.search import search
+
+        assert self._searched is not None
+
+        def fit(recipe: Recipe, folder: Path, report: Callable[[Epoch], None]) -> list[Epoch]:
+            def told(what: Step | Epoch) -> None:
+                if isinstance(what, Epoch):
+                    report(what)
+                else:
+                    self._watch.step(what)
+                    self._yield()
+
+            return self._fit(recipe, data, folder, told)[1]
+
+        how = self._searched
+        found = search(self._recipe, how.count, how.seconds, self._folder, fit, self._watch.say)
+        self._recipe, self._trials = found.recipe, found.trials
+        return found.folder
+
+    def _told(self, what: Step | Epoch) -> None:
+        if isinstance(what, Epoch):
+            runs.note_epoch(self._database, self._run, asdict(what))
+            self._watch.epoch(what)
+        else:
+            self._watch.step(what)
+            self._yield()
+
+    def _yield(self) -> None:
+        """Wait while studies are waiting: they come first."""
+        now = time.monotonic()
+        if now - self._looked < LOOK_SECONDS:
+            return
+        while time.monotonic() - now < LONGEST_PAUSE and queries.is_scoring(self._database):
+            time.sleep(0.5)
+        self._looked = time.monotonic()
+
+    # What is learnt from
+
+    def _gather(self, learnt: Learnt) -> Gathered:
+        recipe = self._recipe
+        gathered = gather(
+            truth.candidates(self._database, recipe.keys),
+            recipe.keys,
+            max(recipe.size, *(phase.size or 0 for phase in recipe.phases)),
+            self._parent.accepts,
+            self._file,
+            self._pool,
+            limits(self._settings),
+            truth.splits(self._database),
+            learnt,
+            self._track,
+        )
+        truth.keep_splits(self._database, gathered.chosen)
+        return gathered
+
+    def _track(self, items: Iterable[object], count: int) -> Iterator[object]:
+        for item in self._watch.track("reading images", items, count):
+            if self._keeper.stop.is_set():
+                raise Stopped("training was stopped while it read its images")
+            yield item
+
+    def _file(self, item: Candidate) -> Path:
+        is_received = item.source == RECEIVED
+        return self._settings.data_dir / item.path if is_received else Path(item.path)
+
+    def _learnt(self, model: Model) -> Learnt:
+        """What a model and its ancestors have learnt from, as its package says."""
+        file = model.path / "learnt.json"
+        if not file.is_file():
+            return Learnt()
+        try:
+            found = json.loads(file.read_text())
+            prints = base64.b64decode(found["fingerprints"])
+            ids, site = found["patients"], found["site"]
+        except (OSError, ValueError, KeyError, binascii.Error) as error:
+            raise Misuse(f"cannot read {file}: install the package again") from error
+        if site == "":
+            patients = truth.patients_of(self._database, ids)
+        else:  # of another site the keys mean nothing here, and its patients are others
+            patients = set(ids) if site == queries.site_uid(self._database) else set()
+        size = 128
+        return Learnt(
+            frozenset(patients),
+            tuple(prints[start : start + size] for start in range(0, len(prints), size)),
+        )
+
+    # How good it is
+
+    def _judge(
+        self,
+        network: NetworkWithMaps,
+        data: Data,
+        learnt: Learnt,
+        epochs: list[Epoch],
+        gathered: Gathered,
+    ) -> Outcome:
+        recipe = self._recipe
+        self._watch.say("judging the candidate")
+        size = recipe.phases[-1].size or recipe.size
+        check, test = (data.of(split).at(size) for split in ("val", "test"))
+        plain = judge.probabilities(judge.exact(network, test, recipe), recipe.kind)
+        temperatures = judge.calibrate(network, check, recipe)
+        final = rounded(network, recipe)
+        scores = {
+            name: judge.probabilities(judge.exact(final, part, recipe), recipe.kind)
+            for name, part in (("val", check), ("test", test))
+        }
+        thresholds = judge.choose_thresholds(scores["val"], check, recipe)
+        evaluation = judge.evaluate(plain, scores["test"], test, thresholds, temperatures, recipe)
+        before = self._scores_of_parent(test)
+        decision = self._decide(test, before, scores["test"])
+        promoted = decision.promoted and not self._run.dry_run
+        version = next_version(self._settings, self._parent)
+        path = page.write(
+            self._folder / PAGE,
+            page.Story(
+                run=self._run.id,
+                name=self._parent.name,
+                version=version,
+                parent=self._parent.version,
+                recipe=recipe,
+                epochs=tuple(epochs),
+                data=data,
+                test=test,
+                left_out=gathered.left_out,
+                evaluation=evaluation,
+                before=before,
+                decision=decision,
+                dry_run=self._run.dry_run,
+                network=final,
+                trials=self._trials,
+            ),
+        )
+        model = None
+        if not self._run.dry_run:
+            model = self._publish(final, size, thresholds, evaluation, data, learnt, version)
+            registry.register(self._database, model.name, model.version, model.sha256)
+        if promoted and model is not None:
+            registry.activate(self._database, model.name, model.version, decision.reasons[0])
+        words = {(True, False): "promoted", (False, False): "kept"}.get(
+            (decision.promoted, self._run.dry_run),
+            "would-promote" if decision.promoted else "would-keep",
+        )
+        runs.end(
+            self._database,
+            self._run,
+            "done",
+            "; ".join(decision.reasons),
+            words,
+            model.version if model else None,
+        )
+        for left in self._folder.iterdir():
+            if left.name != PAGE:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        return Outcome(self._run.id, decision, promoted, model, path)
+
+    def _scores_of_parent(self, test: Data) -> Array:
+        """What the active model says of the same images; a label that it does not know is NaN."""
+        engine = Engine(self._parent, self._settings.infer.device)
+        how = self._parent.preprocessing
+        inputs = self._at(test, how.size)
+        found = np.full(test.targets.shape, np.nan)
+        known = {label.key: index for index, label in enumerate(self._parent.labels)}
+        parts = []
+        for start in range(0, len(inputs), 32):
+            batch: Float32 = np.stack(
+                [
+                    image.normalize(square.astype(np.float32) / 255, how, self._parent.channels)
+                    for square in inputs[start : start + 32]
+                ]
+            )
+            parts.append(engine.score(batch)[0])
+        scores = np.concatenate(parts)
+        for index, key in enumerate(self._recipe.keys):
+            if key in known:
+                found[:, index] = scores[:, known[key]]
+        return found
+
+    def _at(self, test: Data, size: int) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
+        """The test images at the active model's size, from the files, as it would be shown them."""
+        if test.images.shape[1] == size:
+            return test.images
+        calls = [(Path(str(path)), None, size, limits(self._settings)) for path in test.paths]
+        squares = []
+        for number, done in zip(test.numbers, self._pool.map(sample, calls), strict=True):
+            if isinstance(done, Rejected):
+                raise done
+            squares.append(next(item.pixels for item in done if item.number == number))
+        return np.stack(squares)
+
+    def _decide(self, test: Data, before: Array, after: Array) -> Decision:
+        how = self._settings.retrain
+        shared = [i for i in range(before.shape[1]) if not np.isnan(before[:, i]).any()]
+        if not shared:
+            raise Misuse("the active model knows none of the recipe's labels: nothing to compare")
+        return decide(
+            [self._recipe.keys[i] for i in shared],
+            test.targets[:, shared],
+            before[:, shared],
+            after[:, shared],
+            test.patients,
+            subgroups(test, judge.GROUPS),
+            Rule(how.min_gain, how.margin, self._recipe.judgement.resamples, self._recipe.seed),
+        )
+
+    def _publish(
+        self,
+        network: NetworkWithMaps,
+        size: int,
+        thresholds: dict[str, float],
+        evaluation: judge.Evaluation,
+        data: Data,
+        learnt: Learnt,
+        version: str,
+    ) -> Model:
+        mine = data.where(data.splits != "test")
+        phases = ", ".join(
+            f"{p.epochs} epochs from {p.fine_tune_from}" for p in self._recipe.phases
+        )
+        origin = Origin(
+            training=f"run {self._run.id}, seed {self._recipe.seed}: at most {phases}",
+            data_digest=data.digest(),
+            parent=f"{self._parent.name} {self._parent.version}",
+            site=queries.site_uid(self._database),
+            patients={*mine.patients.tolist(), *learnt.patients},
+            fingerprints=[*dict.fromkeys((*mine.fingerprints, *learnt.fingerprints))],
+        )
+        return publish(
+            network,
+            self._recipe,
+            size,
+            self._parent.accepts,
+            thresholds,
+            evaluation.as_json(),
+            origin,
+            self._parent.name,
+            version,
+            self._settings.data_dir / "models",
+        )
+
+
+def next_version(settings: Settings, parent: Model) -> str:
+    """One more than the highest number among the versions of a model."""
+    from dicomai.infer import package
+    from dicomai.roles import model_folders
+
+    versions = [
+        m.version for m in package.installed(model_folders(settings)) if m.name == parent.name
+    ]
+    return str(max([int(version) for version in versions if version.isdigit()], default=0) + 1)
+
+
+def counts(gathered: Gathered) -> str:
+    """How many images and patients each split has, and what was left out."""
+    data = gathered.data
+    parts = [
+        f"{split} {len(data.of(split))} images of {len(set(data.of(split).patients))} patients"
+        for split in ("train", "val", "test")
+    ]
+    left = [f"{count} {why}" for why, count in gathered.left_out.items()]
+    return ", ".join(parts) + (f"; left out: {', '.join(left)}" if left else "")

@@ -1,0 +1,143 @@
+"""Whether a candidate takes the place of the active model: proven on the same test images."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicomai.train.evaluate import (
+    Array,
+    Interval,
+    Judged,
+    Names,
+    auc,
+    difference,
+    resamples,
+    weighted_auc,
+)
+
+# A subgroup with fewer patients of either class says too little to refuse a model by.
+FEWEST = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What the settings ask of a candidate.
+
+    min_gain: of the test AUC, that the interval's lower end must exceed; margin: by which the AUC
+    may fall in no subgroup; resamples, seed: of the bootstrap
+    """
+
+    min_gain: float
+    margin: float
+    resamples: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Candidate less active model, of one label in one group of test images."""
+
+    label: str
+    group: str
+    images: int
+    before: float
+    after: float
+    gain: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether the candidate is promoted, why, and its gain in AUC, the mean of all labels."""
+
+    promoted: bool
+    reasons: tuple[str, ...]
+    gain: Interval
+    comparisons: tuple[Comparison, ...]
+
+
+WHOLE = "all test images"
+
+
+def decide(
+    labels: Sequence[str],
+    targets: NDArray[np.float32],
+    before: Array,
+    after: Array,
+    patients: Names,
+    groups: Mapping[str, NDArray[np.bool_]],
+    rule: Rule,
+) -> Decision:
+    """Compare two models on the same images: better on the whole, and nowhere much worse.
+
+    targets: (N, K) of 0, 1 and NaN; before, after: probabilities (N, K); groups: name -> (N,)
+    """
+    gain = _mean_gain(targets, before, after, patients, rule)
+    found: list[Comparison] = []
+    for index, label in enumerate(labels):
+        known = ~np.isnan(targets[:, index])
+        for name, chosen in {WHOLE: known, **groups}.items():
+            mask = known & chosen
+            truth = targets[mask, index].astype(np.float64)
+            old, new = (Judged(truth, x[mask, index], patients[mask]) for x in (before, after))
+            if _says_enough(old):
+                found.append(_compare(label, name, old, new, rule))
+    against = [
+        f"worse by more than {rule.margin:g}: {_words(item)}"
+        for item in found
+        if item.gain.value < -rule.margin
+    ]
+    if not gain.low > rule.min_gain:
+        against.insert(0, f"not better by more than {rule.min_gain:g}: AUC {_gained(gain)}")
+    return Decision(
+        not against, tuple(against) or (f"better: AUC {_gained(gain)}",), gain, tuple(found)
+    )
+
+
+def _mean_gain(
+    targets: NDArray[np.float32], before: Array, after: Array, patients: Names, rule: Rule
+) -> Interval:
+    """The gain in AUC, averaged over the labels, each resample of patients for all of them."""
+
+    def gains(weights: Array) -> Array:
+        of_labels = []
+        for index in range(targets.shape[1]):
+            known = ~np.isnan(targets[:, index])
+            truth, counts = targets[known, index].astype(np.float64), weights[:, known]
+            new, old = (
+                weighted_auc(truth, scores[known, index], counts) for scores in (after, before)
+            )
+            of_labels.append(new - old)
+        return np.asarray(np.mean(of_labels, axis=0))
+
+    drawn = [gains(weights) for weights in resamples(patients, rule.resamples, rule.seed)]
+    low, high = np.nanpercentile(np.concatenate(drawn), [2.5, 97.5])
+    return Interval(float(gains(np.ones((1, len(targets))))[0]), float(low), float(high))
+
+
+def _says_enough(judged: Judged) -> bool:
+    counts = [len(set(judged.patients[judged.truth == value])) for value in (0, 1)]
+    return min(counts) >= FEWEST
+
+
+def _compare(label: str, group: str, before: Judged, after: Judged, rule: Rule) -> Comparison:
+    return Comparison(
+        label,
+        group,
+        len(before.truth),
+        auc(before.truth, before.score),
+        auc(after.truth, after.score),
+        difference(before, after, weighted_auc, rule.resamples, rule.seed),
+    )
+
+
+def _words(item: Comparison) -> str:
+    return (
+        f"{item.label}, {item.group} ({item.images}): AUC {item.before:.3f} -> {item.after:.3f}, "
+        f"{_gained(item.gain)}"
+    )
+
+
+def _gained(gain: Interval) -> str:
+    return f"{gain.value:+.3f} (95 %: {gain.low:+.3f} to {gain.high:+.3f})"

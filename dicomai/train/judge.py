@@ -1,0 +1,208 @@
+"""A trained network made ready to be used: calibrated, with thresholds, and measured."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dicomai.infer.network import NetworkWithMaps
+from dicomai.study import Float32
+from dicomai.train.dataset import Data, subgroups
+from dicomai.train.evaluate import (
+    Array,
+    Interval,
+    Judged,
+    at_sensitivity,
+    calibration_error,
+    figures,
+    intervals,
+    reliability,
+    temperature,
+    youden_by_source,
+)
+from dicomai.train.loop import score
+from dicomai.train.recipe import Recipe
+
+GROUPS = ("source", "sex", "age", "view", "manufacturer")
+FEWEST = 5  # patients of each class, that a group's figures are made of
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What a label reaches in one group of images."""
+
+    label: str
+    group: str
+    images: int
+    patients: int
+    positive: int
+    figures: Mapping[str, Interval]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Of a label, on the test split: the expected calibration error, and its diagram after it."""
+
+    label: str
+    temperature: float
+    before: float
+    after: float
+    diagram: Sequence[tuple[float, float, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """All that is measured of a candidate on the test split; scores: (N, K), probabilities."""
+
+    thresholds: Mapping[str, float]
+    whole: Sequence[Figures]
+    groups: Sequence[Figures]
+    calibration: Sequence[Calibration]
+    scores: Array
+
+    def as_json(self) -> dict[str, Any]:
+        """For evaluation.json: without the scores of single images."""
+        return {
+            "thresholds": dict(self.thresholds),
+            "figures": [_plain(item) for item in (*self.whole, *self.groups)],
+            "calibration": [asdict(item) for item in self.calibration],
+        }
+
+
+def _plain(item: Figures) -> dict[str, Any]:
+    found = {name: [round(x, 4) for x in asdict(v).values()] for name, v in item.figures.items()}
+    return {**asdict(item), "figures": found}
+
+
+def calibrate(network: NetworkWithMaps, check: Data, recipe: Recipe) -> dict[str, float]:
+    """Divide the logits by the temperature that fits the validation split; returns it by label.
+
+    It goes into the last layer, so that whoever loads the weights gets calibrated probabilities,
+    and class maps that still add up to the logit.
+    """
+    logits = exact(network, check, recipe)
+    if recipe.kind == "multi-class":
+        found = [_shared_temperature(logits, check.targets)] * len(recipe.keys)
+    else:
+        found = [
+            temperature(logits[known, index], check.targets[known, index].astype(np.float64))
+            for index in range(len(recipe.keys))
+            for known in [~np.isnan(check.targets[:, index])]
+        ]
+    divisor = torch.tensor(found, dtype=torch.float32, device=network.head.weight.device)
+    with torch.no_grad():
+        network.head.weight.div_(divisor[:, None])
+        network.head.bias.div_(divisor)
+    return dict(zip(recipe.keys, found, strict=True))
+
+
+def _shared_temperature(logits: Array, targets: Float32) -> float:
+    """One for all classes, on a grid of a hundredth of its logarithm."""
+    known = (targets == 1).sum(1) == 1
+    chosen = targets[known].argmax(1)
+    grid = np.exp(np.arange(-2.0, 2.0, 0.01))
+
+    def loss(divisor: float) -> float:
+        scaled = logits[known] / divisor
+        total = np.logaddexp.reduce(scaled, axis=1)
+        return float((total - scaled[np.arange(len(scaled)), chosen]).mean())
+
+    return float(min(grid, key=loss))
+
+
+def exact(network: NetworkWithMaps, data: Data, recipe: Recipe) -> Array:
+    """Logits in full precision, as the daemon computes them: (N, K)."""
+    plain = recipe.model_copy(update={"half_precision": False})
+    return score(network, data.images, plain).numpy().astype(np.float64)
+
+
+def probabilities(logits: Array, kind: str) -> Array:
+    """(N, K) of 0 to 1."""
+    if kind == "multi-class":
+        return np.asarray(np.exp(logits - np.logaddexp.reduce(logits, axis=1)[:, None]))
+    return np.asarray(1 / (1 + np.exp(-logits)))
+
+
+def choose_thresholds(scores: Array, check: Data, recipe: Recipe) -> dict[str, float]:
+    """By the recipe's rule, on the validation split, rounded to three places."""
+    rule, found = recipe.judgement.threshold, {}
+    for index, label in enumerate(recipe.keys):
+        known = ~np.isnan(check.targets[:, index])
+        truth = check.targets[known, index].astype(np.float64)
+        mine = scores[known, index]
+        value = (
+            youden_by_source(truth, mine, check.sources[known])
+            if rule == "youden"
+            else at_sensitivity(truth, mine, rule)
+        )
+        found[label] = round(value, 3)
+    return found
+
+
+def evaluate(
+    before: Array,
+    scores: Array,
+    test: Data,
+    thresholds: Mapping[str, float],
+    temperatures: Mapping[str, float],
+    recipe: Recipe,
+) -> Evaluation:
+    """Measure on the test split; before: probabilities without calibration."""
+    groups = subgroups(test, GROUPS)
+    everything = {"all": np.ones(len(test), bool)}
+    whole: list[Figures] = []
+    parts: list[Figures] = []
+    calibration: list[Calibration] = []
+    for index, label in enumerate(recipe.keys):
+        known = ~np.isnan(test.targets[:, index])
+        truth = test.targets[:, index].astype(np.float64)
+        judged = Judged(truth, scores[:, index], test.patients)
+        for chosen, into in ((everything, whole), (groups, parts)):
+            for name, mask in chosen.items():
+                item = judged.where(known & mask)
+                if _says_enough(item):
+                    into.append(_figures(label, name, item, thresholds[label], recipe))
+        calibration.append(
+            Calibration(
+                label,
+                temperatures[label],
+                calibration_error(truth[known], before[known, index]),
+                calibration_error(truth[known], scores[known, index]),
+                reliability(truth[known], scores[known, index]),
+            )
+        )
+    return Evaluation(thresholds, whole, parts, calibration, scores)
+
+
+def _says_enough(judged: Judged) -> bool:
+    counts = [len(set(judged.patients[judged.truth == value])) for value in (0, 1)]
+    return min(counts) >= FEWEST
+
+
+def _figures(label: str, group: str, judged: Judged, threshold: float, recipe: Recipe) -> Figures:
+    how = recipe.judgement
+    return Figures(
+        label,
+        group,
+        len(judged.truth),
+        len(set(judged.patients)),
+        int(judged.truth.sum()),
+        intervals(judged, figures(threshold), how.resamples, recipe.seed),
+    )
+
+
+def most_confident_mistakes(
+    evaluation: Evaluation, test: Data, recipe: Recipe, count: int
+) -> list[tuple[int, str, float]]:
+    """Index, label and probability of what the candidate is most wrong about."""
+    found: list[tuple[float, int, str, float]] = []
+    for index, label in enumerate(recipe.keys):
+        truth: NDArray[np.float32] = test.targets[:, index]
+        for image in np.flatnonzero(~np.isnan(truth)):
+            probability = float(evaluation.scores[image, index])
+            found.append((abs(probability - truth[image]), int(image), label, probability))
+    found.sort(reverse=True)
+    return [(image, label, probability) for _, image, label, probability in found[:count]]
