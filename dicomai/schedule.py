@@ -117,6 +117,8 @@ class Trainer:
 
     def begin(self, settings: Settings, database: Database) -> str:
         """Start it, where there are enough new labels, or one is to go on; returns what it did."""
+        if self._process is not None and self._process.poll() is None:
+            return f"process {self._process.pid} is training"
         if not within(settings.retrain.hours, datetime.now().astimezone().hour):
             return f"it is not within {settings.retrain.hours}"
         new = runs.new_labels(database, tuple(label_codes(settings)))

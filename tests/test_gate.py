@@ -76,6 +76,18 @@ def test_a_better_model_that_harms_a_subgroup_is_refused_and_names_it() -> None:
     assert found.reasons[0].startswith("worse by more than 0.05: label0, sex F (80): AUC 0.")
 
 
+def test_to_tell_the_hospital_is_no_gain() -> None:
+    here = np.arange(N) < N // 2
+    sick = np.random.default_rng(3).random(N) < np.where(here, 0.8, 0.2)
+    targets = sick[:, None].astype("f4")
+    before, after = scores(targets, 0.3, 1), scores(here[:, None].astype("f4"), 3, 2)
+    groups = {"source here": here, "source there": ~here}
+    assert judge(targets, before, after).promoted  # as if they were of one hospital
+    found = judge(targets, before, after, groups)
+    assert found.gain.high < 0.05
+    assert not found.promoted
+
+
 def test_a_subgroup_of_a_few_patients_decides_nothing() -> None:
     targets = truth()
     few = np.arange(N) < 8

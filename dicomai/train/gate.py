@@ -73,7 +73,8 @@ def decide(
 
     targets: (N, K) of 0, 1 and NaN; before, after: probabilities (N, K); groups: name -> (N,)
     """
-    gain = _mean_gain(targets, before, after, patients, rule)
+    sources = [chosen for name, chosen in groups.items() if name.startswith("source ")]
+    gain = _mean_gain(targets, before, after, patients, sources, rule)
     found: list[Comparison] = []
     for index, label in enumerate(labels):
         known = ~np.isnan(targets[:, index])
@@ -96,20 +97,37 @@ def decide(
 
 
 def _mean_gain(
-    targets: NDArray[np.float32], before: Array, after: Array, patients: Names, rule: Rule
+    targets: NDArray[np.float32],
+    before: Array,
+    after: Array,
+    patients: Names,
+    sources: Sequence[NDArray[np.bool_]],
+    rule: Rule,
 ) -> Interval:
-    """The gain in AUC, averaged over the labels, each resample of patients for all of them."""
+    """The gain in AUC, averaged over labels and sources, each resample of patients for all of them.
+
+    Over all images together, a model could gain by telling from which hospital they are.
+    """
+    parts: list[tuple[int, NDArray[np.bool_]]] = []
+    for index in range(targets.shape[1]):
+        known = ~np.isnan(targets[:, index])
+        of_sources = [known & source for source in sources]
+        enough = [
+            mask
+            for mask in of_sources
+            if _says_enough(Judged(targets[mask, index], before[mask, index], patients[mask]))
+        ]
+        parts += [(index, mask) for mask in enough or [known]]
 
     def gains(weights: Array) -> Array:
-        of_labels = []
-        for index in range(targets.shape[1]):
-            known = ~np.isnan(targets[:, index])
-            truth, counts = targets[known, index].astype(np.float64), weights[:, known]
+        of_parts = []
+        for index, mask in parts:
+            truth, counts = targets[mask, index].astype(np.float64), weights[:, mask]
             new, old = (
-                weighted_auc(truth, scores[known, index], counts) for scores in (after, before)
+                weighted_auc(truth, scores[mask, index], counts) for scores in (after, before)
             )
-            of_labels.append(new - old)
-        return np.asarray(np.mean(of_labels, axis=0))
+            of_parts.append(new - old)
+        return np.asarray(np.mean(of_parts, axis=0))
 
     drawn = [gains(weights) for weights in resamples(patients, rule.resamples, rule.seed)]
     low, high = np.nanpercentile(np.concatenate(drawn), [2.5, 97.5])
