@@ -2,12 +2,16 @@
 
 import shutil
 import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 from dicomai import durable
 from dicomai.errors import Misuse, ModelDamaged
 from dicomai.infer import package
+from dicomai.infer.engine import Engine
 from dicomai.study import Model
+from dicomai.train import ancestry
 
 # What a package may hold: data, and no folders.
 FILES = {
@@ -32,22 +36,25 @@ def pack(model: Model, file: Path) -> None:
                 archive.write(part, part.name)
 
 
-def unpack(file: Path, models: Path) -> Model:
-    """Install a packed package below models, all or nothing, verified.
+def unpack(file: Path, models: Path, known: Callable[[str, str], str | None]) -> Model:
+    """Install a packed package below models, all or nothing, verified and loaded once.
 
-    Raises Misuse where it is none, or its version is installed already, ModelDamaged where it is
-    damaged.
+    known: the SHA-256 that a name and version are known by. Raises Misuse where it is no package,
+    or its version is another one here, ModelDamaged where it is damaged.
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            return _install(archive, file, models)
+            return _install(archive, file, models, known)
     except FileNotFoundError:
         raise Misuse(f"there is no file {file}") from None
-    except (zipfile.BadZipFile, EOFError) as error:
+    # What zipfile makes of damage, encryption and methods that it does not know.
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         raise ModelDamaged(f"{file} is no package, or damaged: export it again") from error
 
 
-def _install(archive: zipfile.ZipFile, file: Path, models: Path) -> Model:
+def _install(
+    archive: zipfile.ZipFile, file: Path, models: Path, known: Callable[[str, str], str | None]
+) -> Model:
     parts = archive.infolist()
     foreign = [part.filename for part in parts if part.filename not in FILES]
     if foreign or not parts:
@@ -68,10 +75,16 @@ def _install(archive: zipfile.ZipFile, file: Path, models: Path) -> Model:
                 shutil.copyfileobj(source, target)
             durable.sync_file(work / part.filename)
         model = package.read(work)
-        package.verify(model)
+        Engine(model, "cpu")
+        ancestry.read(work)
         folder = models / model.name / model.version
         if folder.exists():
             raise Misuse(f"{model.name} {model.version} is installed already: {folder}")
+        if known(model.name, model.version) not in {None, model.sha256}:
+            raise Misuse(
+                f"{file} is not the {model.name} {model.version} that was here before: export it "
+                "under another version"
+            )
         durable.make_folder(folder.parent)
         work.rename(folder)
         durable.sync_folder(folder.parent)

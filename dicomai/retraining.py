@@ -1,13 +1,11 @@
 """The process that learns: gather, train, judge, and let the gate decide; one at a time."""
 
-import base64
-import binascii
 import errno
-import json
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,14 +13,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import structlog
 import torch
+from sqlalchemy.exc import SQLAlchemyError
 
-from dicomai.errors import DicomaiError, LeaseLost, Misuse, Rejected, Stopped
+from dicomai.errors import DicomaiError, LeaseLost, Rejected, Stopped
+from dicomai.infer import package
 from dicomai.infer.engine import Engine
 from dicomai.infer.network import NetworkWithMaps
 from dicomai.prepare import image
 from dicomai.prepare.pool import Pool
 from dicomai.prepare.sample import sample
-from dicomai.roles import choose_model
+from dicomai.roles import choose_model, first_line, model_folders
 from dicomai.scoring import decoding_pool, limits
 from dicomai.settings import Settings
 from dicomai.store import queries, registry, runs, truth
@@ -30,8 +30,9 @@ from dicomai.store.database import Database
 from dicomai.store.runs import Run
 from dicomai.store.truth import Candidate
 from dicomai.study import Float32, Model
-from dicomai.train import judge, page
-from dicomai.train.dataset import RECEIVED, Data, Gathered, Learnt, gather, subgroups
+from dicomai.train import ancestry, judge, page
+from dicomai.train.ancestry import PUBLIC, Ancestry
+from dicomai.train.dataset import RECEIVED, Data, Gathered, gather, subgroups
 from dicomai.train.evaluate import Array
 from dicomai.train.gate import Decision, Rule, decide
 from dicomai.train.loop import Epoch, Step, train
@@ -93,9 +94,10 @@ def retrain(
     where there is too little to learn from, or another training is running.
     """
     parent = choose_model(settings, database)
-    text = json.dumps(recipe.model_dump() | ({"search": asdict(searched)} if searched else {}))
+    text = recipe.as_text(asdict(searched) if searched else None)
     run = runs.begin(database, parent.name, parent.version, text, dry_run)
     folder = settings.data_dir / "training" / str(run.id)
+    _forget_others(folder)
     keeper = _Keeper(database, run, stop)
     try:
         with keeper, decoding_pool(settings) as pool:
@@ -108,16 +110,34 @@ def retrain(
         raise
     except LeaseLost:
         raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            words = f"{error.strerror} in {settings.data_dir}: make room, and the same call goes on"
+    except (OSError, SQLAlchemyError) as error:  # disk or database: it may be better later
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        words = f"{first_line(error)}; the same call goes on"
+        if full:
+            words = f"no space is left in {settings.data_dir}: make room, and the same call goes on"
+        with suppress(SQLAlchemyError):  # else its lease runs out
             runs.end(database, run, "stopped", words)
-            raise Stopped(words) from error
+        raise Stopped(words) from error
+    except Exception as error:
         words = str(error) if isinstance(error, DicomaiError) else type(error).__name__
         runs.end(database, run, "failed", words)
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return outcome
+
+
+def _forget_others(folder: Path) -> None:
+    """Remove the checkpoints of trainings that were given up; their pages stay."""
+    for other in folder.parent.glob("*"):
+        if other != folder:
+            _tidy(other)
+
+
+def _tidy(folder: Path) -> None:
+    """Leave only the page."""
+    for left in folder.iterdir():
+        if left.name != PAGE:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 class _Keeper:
@@ -170,6 +190,7 @@ class _Training:
         self._searched = searched
         self._trials: tuple[Trial, ...] = ()
         self._parent, self._run, self._folder = parent, run, folder
+        self._ancestry = ancestry.read(parent.path)
         self._pool, self._watch = pool, watch
         self._device = torch.device(
             "cuda" if torch.cuda.is_available() and settings.infer.device != "cpu" else "cpu"
@@ -179,8 +200,7 @@ class _Training:
 
     def run(self) -> Outcome:
         """From labels to a decision."""
-        learnt = self._learnt(self._parent)
-        gathered = self._gather(learnt)
+        gathered = self._gather()
         data = gathered.data
         self._watch.say(counts(gathered))
         runs.note_data(self._database, self._run, data.digest(), len(data))
@@ -189,7 +209,7 @@ class _Training:
         network, epochs = self._fit(self._recipe, data, place, self._told)
         for epoch in epochs:
             runs.note_epoch(self._database, self._run, asdict(epoch))
-        return self._judge(network, data, learnt, epochs, gathered)
+        return self._judge(network, epochs, gathered)
 
     def _fit(
         self, recipe: Recipe, data: Data, folder: Path, tell: Callable[[Step | Epoch], None]
@@ -239,7 +259,7 @@ class _Training:
 
     # What is learnt from
 
-    def _gather(self, learnt: Learnt) -> Gathered:
+    def _gather(self) -> Gathered:
         recipe = self._recipe
         gathered = gather(
             truth.candidates(self._database, recipe.keys),
@@ -250,7 +270,8 @@ class _Training:
             self._pool,
             limits(self._settings),
             truth.splits(self._database),
-            learnt,
+            self._learnt(self._ancestry),
+            self._ancestry.fingerprints,
             self._track,
         )
         truth.keep_splits(self._database, gathered.chosen)
@@ -266,38 +287,21 @@ class _Training:
         is_received = item.source == RECEIVED
         return self._settings.data_dir / item.path if is_received else Path(item.path)
 
-    def _learnt(self, model: Model) -> Learnt:
-        """What a model and its ancestors have learnt from, as its package says."""
-        file = model.path / "learnt.json"
-        if not file.is_file():
-            return Learnt()
-        try:
-            found = json.loads(file.read_text())
-            prints = base64.b64decode(found["fingerprints"])
-            ids, site = found["patients"], found["site"]
-        except (OSError, ValueError, KeyError, binascii.Error) as error:
-            raise Misuse(f"cannot read {file}: install the package again") from error
-        if site == "":
-            patients = truth.patients_of(self._database, ids)
-        else:  # of another site the keys mean nothing here, and its patients are others
-            patients = set(ids) if site == queries.site_uid(self._database) else set()
-        size = 128
-        return Learnt(
-            frozenset(patients),
-            tuple(prints[start : start + size] for start in range(0, len(prints), size)),
-        )
+    def _learnt(self, ancestry: Ancestry) -> frozenset[str]:
+        """The keys that patients of its ancestors have here; those of other sites mean nothing."""
+        mine = ancestry.patients.get(queries.site_uid(self._database), frozenset())
+        public = ancestry.patients.get(PUBLIC, frozenset())
+        return mine | truth.patients_of(self._database, public)
 
     # How good it is
 
     def _judge(
         self,
         network: NetworkWithMaps,
-        data: Data,
-        learnt: Learnt,
         epochs: list[Epoch],
         gathered: Gathered,
     ) -> Outcome:
-        recipe = self._recipe
+        recipe, data = self._recipe, gathered.data
         self._watch.say("judging the candidate")
         size = recipe.phases[-1].size or recipe.size
         check, test = (data.of(split).at(size) for split in ("val", "test"))
@@ -312,8 +316,8 @@ class _Training:
         evaluation = judge.evaluate(plain, scores["test"], test, thresholds, temperatures, recipe)
         before = self._scores_of_parent(test)
         decision = self._decide(test, before, scores["test"])
-        promoted = decision.promoted and not self._run.dry_run
-        version = next_version(self._settings, self._parent)
+        self._go_on()
+        version = next_version(self._settings, self._database, self._parent.name)
         path = page.write(
             self._folder / PAGE,
             page.Story(
@@ -334,28 +338,21 @@ class _Training:
                 trials=self._trials,
             ),
         )
-        model = None
-        if not self._run.dry_run:
-            model = self._publish(final, size, thresholds, evaluation, data, learnt, version)
-            registry.register(self._database, model.name, model.version, model.sha256)
-        if promoted and model is not None:
-            registry.activate(self._database, model.name, model.version, decision.reasons[0])
-        words = {(True, False): "promoted", (False, False): "kept"}.get(
-            (decision.promoted, self._run.dry_run),
-            "would-promote" if decision.promoted else "would-keep",
-        )
-        runs.end(
-            self._database,
-            self._run,
-            "done",
-            "; ".join(decision.reasons),
-            words,
-            model.version if model else None,
-        )
-        for left in self._folder.iterdir():
-            if left.name != PAGE:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        self._go_on()
+        if self._run.dry_run:
+            runs.end(self._database, self._run, "done", decision.words, decision.would)
+            promoted, model = False, None
+        else:
+            model = self._publish(final, size, thresholds, evaluation, data, version)
+            promoted = runs.conclude(
+                self._database, self._run, version, model.sha256, decision.promoted, decision.words
+            )
+        _tidy(self._folder)
         return Outcome(self._run.id, decision, promoted, model, path)
+
+    def _go_on(self) -> None:
+        if self._keeper.stop.is_set():
+            raise Stopped("training was stopped while it was judged; it goes on from there")
 
     def _scores_of_parent(self, test: Data) -> Array:
         """What the active model says of the same images; a label that it does not know is NaN."""
@@ -392,18 +389,29 @@ class _Training:
         return np.stack(squares)
 
     def _decide(self, test: Data, before: Array, after: Array) -> Decision:
-        how = self._settings.retrain
-        shared = [i for i in range(before.shape[1]) if not np.isnan(before[:, i]).any()]
-        if not shared:
-            raise Misuse("the active model knows none of the recipe's labels: nothing to compare")
+        how, active = (
+            self._settings.retrain,
+            registry.active_version(self._database, self._parent.name),
+        )
         return decide(
-            [self._recipe.keys[i] for i in shared],
-            test.targets[:, shared],
-            before[:, shared],
-            after[:, shared],
+            self._recipe.keys,
+            test.targets,
+            before,
+            # Both as precisely as the daemon says them, or one of them would have fewer ties.
+            after.astype(np.float32).astype(np.float64),
             test.patients,
             subgroups(test, judge.GROUPS),
             Rule(how.min_gain, how.margin, self._recipe.judgement.resamples, self._recipe.seed),
+            [
+                f"the active model says {label.key}, the recipe does not"
+                for label in self._parent.labels
+                if label.key not in self._recipe.keys
+            ]
+            + (
+                [f"version {active} is active, and not {self._parent.version}"]
+                if active != self._parent.version
+                else []
+            ),
         )
 
     def _publish(
@@ -413,7 +421,6 @@ class _Training:
         thresholds: dict[str, float],
         evaluation: judge.Evaluation,
         data: Data,
-        learnt: Learnt,
         version: str,
     ) -> Model:
         mine = data.where(data.splits != "test")
@@ -424,9 +431,9 @@ class _Training:
             training=f"run {self._run.id}, seed {self._recipe.seed}: at most {phases}",
             data_digest=data.digest(),
             parent=f"{self._parent.name} {self._parent.version}",
-            site=queries.site_uid(self._database),
-            patients={*mine.patients.tolist(), *learnt.patients},
-            fingerprints=[*dict.fromkeys((*mine.fingerprints, *learnt.fingerprints))],
+            ancestry=self._ancestry.with_more(
+                queries.site_uid(self._database), mine.patients.tolist(), mine.fingerprints
+            ),
         )
         return publish(
             network,
@@ -442,15 +449,12 @@ class _Training:
         )
 
 
-def next_version(settings: Settings, parent: Model) -> str:
-    """One more than the highest number among the versions of a model."""
-    from dicomai.infer import package
-    from dicomai.roles import model_folders
-
-    versions = [
-        m.version for m in package.installed(model_folders(settings)) if m.name == parent.name
-    ]
-    return str(max([int(version) for version in versions if version.isdigit()], default=0) + 1)
+def next_version(settings: Settings, database: Database, name: str) -> str:
+    """One more than the highest number that a version of a model has, here or in the database."""
+    here = [m.version for m in package.installed(model_folders(settings)) if m.name == name]
+    known = [row["version"] for row in registry.models(database) if row["name"] == name]
+    numbers = [int(version) for version in (*here, *known) if version.isdigit()]
+    return str(max(numbers, default=0) + 1)
 
 
 def counts(gathered: Gathered) -> str:

@@ -98,29 +98,50 @@ def reporting(settings: Settings) -> Reporting:
 
 
 def choose_model(settings: Settings, database: Database) -> Model:
-    """The active version, verified; the first version found becomes active."""
+    """The active version, verified; the first version found becomes active.
+
+    Where the active one is not in this folder, as after a training of another daemon of the
+    database, the last one before it that is: the work goes on, and every result names its version.
+    """
     name = settings.infer.model
     found = register_installed(settings, database)
     if not found:
         folders = " or ".join(str(folder) for folder in model_folders(settings))
         raise ModelDamaged(f"there is no model '{name}' in {folders}: correct infer.model")
     active = registry.active_version(database, name)
-    if active not in found:
-        raise ModelDamaged(f"the active version {active} of {name} is not installed: install it")
-    return found[active]
+    if active in found:
+        return found[active]
+    for version in registry.earlier_versions(database, name):
+        if version in found:
+            log.error("active_version_not_here", name=name, active=active, instead=version)
+            return found[version]
+    raise ModelDamaged(f"the active version {active} of {name} is not installed: install it")
 
 
 def register_installed(settings: Settings, database: Database) -> dict[str, Model]:
-    """Verify and note the installed versions of infer.model: version -> package."""
-    name = settings.infer.model
-    found = {m.version: m for m in package.installed(model_folders(settings)) if m.name == name}
-    for model in found.values():
-        package.verify(model)
-        if registry.register(database, name, model.version, model.sha256) != model.sha256:
-            raise ModelDamaged(
-                f"{model.path} is not the {name} {model.version} that the database knows: "
-                "give it another version"
-            )
+    """Verify and note the installed versions of infer.model: version -> package.
+
+    One that is damaged, or is not what the database knows by its version, is left out, unless it is
+    the active one.
+    """
+    name, found = settings.infer.model, {}
+    active = registry.active_version(database, name)
+    for model in package.installed(model_folders(settings)):
+        if model.name != name:
+            continue
+        try:
+            package.verify(model)
+            if registry.register(database, name, model.version, model.sha256) != model.sha256:
+                raise ModelDamaged(
+                    f"{model.path} is not the {name} {model.version} that the database knows: "
+                    "give it another version"
+                )
+        except ModelDamaged as error:
+            if active in {None, model.version}:
+                raise
+            log.error("package_left_out", reason=str(error))
+        else:
+            found[model.version] = model
     return found
 
 

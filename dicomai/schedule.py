@@ -16,11 +16,12 @@ from apscheduler.triggers.cron import CronTrigger
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicomai.errors import Misuse
-from dicomai.roles import join, label_codes
+from dicomai.roles import join, label_codes, recipe_file
 from dicomai.settings import Settings
 from dicomai.store import queries, queue, runs
 from dicomai.store.database import Database
 from dicomai.supervise import die_with
+from dicomai.train import recipe
 from dicomai.upkeep import run_tasks
 
 log = structlog.get_logger()
@@ -123,7 +124,8 @@ class Trainer:
             return f"it is not within {settings.retrain.hours}"
         new = runs.new_labels(database, tuple(label_codes(settings)))
         wanted = settings.retrain.min_new_labels
-        if new < wanted and not runs.is_unfinished(database):
+        text = recipe.load(recipe_file(settings)).as_text()
+        if new < wanted and not runs.is_unfinished(database, text):
             return f"{new} new labels, {wanted} are needed (retrain.min_new_labels)"
         command = [sys.executable, "-m", "dicomai", "retrain", "--scheduled"]
         if self._config is not None:

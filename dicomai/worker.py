@@ -142,6 +142,9 @@ class Worker:
                 if active in {self._loaded.model.version, refused}:
                     continue
                 model = choose_model(self._settings, self._database)
+                if model.version == self._loaded.model.version:  # the active one is not here
+                    refused = active
+                    continue
                 self._take_over(Loaded(self._settings, self._pool, model))
             except SQLAlchemyError as error:
                 log.error("trouble", error=type(error).__name__, detail=first_line(error))

@@ -11,6 +11,10 @@ import numpy as np
 from daemon import command
 from numpy.typing import NDArray
 
+from dicomai.store.database import Database
+from dicomai.store.queue import keyed
+from dicomai.train.split import assign
+
 RECIPE = """\
 architecture = "resnet18"
 channels = 1
@@ -41,7 +45,7 @@ epochs = 2
 learning_rate = 2e-3
 decay = "cosine"
 """
-COLUMNS = ("file", "label", "patient_id", "source", "sex", "age")
+COLUMNS = ("file", "label", "patient_id", "split", "source", "sex", "age")
 
 
 def blob(number: int, is_there: bool) -> NDArray[np.uint8]:
@@ -52,6 +56,23 @@ def blob(number: int, is_there: bool) -> NDArray[np.uint8]:
         x, y = (int(value) for value in rng.integers(16, 56, 2))
         cv2.circle(picture, (x, y), 8, 190, -1)
     return np.clip(picture + rng.normal(0, 6, picture.shape), 0, 255).astype(np.uint8)
+
+
+def split_of(number: int) -> str:
+    """As many of each kind in each split every time: by chance there may be too few."""
+    place = number // 2 % 25
+    return "val" if place < 4 else "test" if place < 10 else "train"
+
+
+def patient_of(database: Database, number: int) -> str:
+    """A Patient ID that chance, which is keyed with the site's own salt, brings into that split."""
+    with database.read() as connection:
+        for attempt in range(1000):
+            name = f"P{number}.{attempt}"
+            key = keyed(database, connection, name) or ""
+            if assign({key: ()}, {}, ())[key][0] == split_of(number):
+                return name
+    raise AssertionError("no name of a thousand")
 
 
 def folder_of(folder: Path, count: int, shuffled: bool = False, first: int = 0) -> Path:
@@ -67,7 +88,8 @@ def folder_of(folder: Path, count: int, shuffled: bool = False, first: int = 0) 
             said = bool(rng.random() < 0.5) if shuffled else is_there
             label = "pneumonia" if said else "normal"
             age, sex = 20 + number % 60, "MF"[number % 3 == 0]
-            writer.writerow([f"{number}.png", label, f"P{number}", "drawn", sex, age])
+            split = split_of(number)
+            writer.writerow([f"{number}.png", label, f"P{number}", split, "drawn", sex, age])
     return folder
 
 

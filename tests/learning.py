@@ -9,7 +9,7 @@ from dicomai.infer import package
 from dicomai.scoring import decoding_pool, limits
 from dicomai.settings import Settings, shipped
 from dicomai.store.truth import Candidate
-from dicomai.train.dataset import Data, Learnt, gather
+from dicomai.train.dataset import Data, gather
 from dicomai.train.examples import read_examples
 from dicomai.train.recipe import Recipe
 
@@ -43,7 +43,8 @@ def collection(recipe: Recipe, sources: Sequence[str] = ()) -> Data:
             pool,
             limits(settings),
             {},
-            Learnt(),
+            (),
+            (),
             lambda items, _: items,
         ).data
 

@@ -32,7 +32,7 @@ from dicomai.infer.network import build
 from dicomai.settings import load, shipped
 from dicomai.store import registry, runs
 from dicomai.train import judge
-from dicomai.train.dataset import Data
+from dicomai.train.ancestry import PUBLIC, Ancestry
 from dicomai.train.loop import Epoch, Step, train
 from dicomai.train.publish import Origin, publish, rounded
 from dicomai.train.recipe import Recipe
@@ -95,15 +95,16 @@ def first_model(recipe: Recipe, models: Path) -> None:
         replace(starter.accepts, min_size=32),
         thresholds,
         {},
-        Origin("tests/site.py", data.digest(), "", "", _ids(mine), mine.fingerprints),
+        Origin(
+            "tests/site.py",
+            data.digest(),
+            "",
+            Ancestry().with_more(PUBLIC, mine.patients.tolist(), mine.fingerprints),
+        ),
         NAME,
         "1",
         models,
     )
-
-
-def _ids(data: Data) -> list[str]:
-    return sorted(set(data.patients.tolist()))
 
 
 def adults() -> list[dict[str, str]]:

@@ -29,9 +29,9 @@ def quietly(paths: Sequence[Path], _words: str) -> Iterable[Path]:
 
 
 def pictures(folder: Path, *names: str) -> Path:
-    """Grey images, each another."""
+    """Grey images, each another, of one patient as CheXpert names its folders."""
     for number, name in enumerate(names):
-        file = folder / name
+        file = folder / "patient00001" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         noise = np.random.default_rng(number).integers(0, 255, (64, 48), np.uint8)
         cv2.imwrite(str(file), noise)
@@ -75,7 +75,7 @@ def test_what_is_known_of_a_patient_and_an_image_is_kept(tmp_path: Path) -> None
     (item,) = read(
         folder,
         "file,label,patient_id,split,source,sex,age,view,reader,date\n"
-        "deep/a.png,normal,P1,Valid,NIH,female,63,pa,B,2026-03-01\n",
+        "patient00001/deep/a.png,normal,P1,Valid,NIH,female,63,pa,B,2026-03-01\n",
     ).examples
     assert (item.patient_id, item.split, item.source, item.reader) == ("P1", "val", "NIH", "B")
     assert (item.sex, item.age_years, item.view, str(item.read_on)) == (
@@ -103,7 +103,7 @@ def test_dicom_files_are_found_by_their_uid_and_say_the_rest_themselves(tmp_path
 
 def test_what_is_missing_broken_or_unnamed_is_left_out_and_counted(tmp_path: Path) -> None:
     folder = pictures(tmp_path / "in", "a.png", "b.png", "c.png")
-    (folder / "b.png").write_bytes(b"no picture")
+    (folder / "patient00001/b.png").write_bytes(b"no picture")
     found = read(folder, "file,label\na.png,normal\nb.png,normal\ngone.png,normal\n")
     assert [Path(item.path).name for item in found.examples] == ["a.png"]
     assert (found.undecodable, found.missing, found.unlabelled) == (("b.png",), ("gone.png",), 1)
@@ -119,6 +119,15 @@ def test_what_is_missing_broken_or_unnamed_is_left_out_and_counted(tmp_path: Pat
         ("file,label,value\na.png,fracture,1", "the label 'fracture' is none of"),
         ("file,label,split\na.png,normal,holdout", "the split 'holdout' is none of"),
         ("file,label\na.png,normal\na.png,pneumonia", "lines 2 and 3: pneumonia is absent and"),
+        ("file,label\na.png,normal\na,pneumonia", "a.png and a are the same file"),
+        (
+            "file,label,value,patient_id\na.png,pneumonia,1,P1\na.png,effusion,1,P2",
+            "lines 2 and 3: patient_id is P1 and P2",
+        ),
+        (
+            "file,label,value,split\na.png,pneumonia,1,train\na.png,effusion,1,test",
+            "lines 2 and 3: split is train and test",
+        ),
         (
             "file,label,patient_id,split\na.png,normal,P1,train\nb.png,normal,P1,test",
             "1 patients are in two splits",
@@ -131,6 +140,25 @@ def test_a_file_at_fault_is_refused_with_one_line(tmp_path: Path, text: str, wor
         read(folder, text)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_patients_images_are_taken_together_or_not_at_all(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "in", "a.png", "b.png")
+    text = "file,label\na.png,normal\nb.png,normal\n"
+    assert {item.patient_id for item in read(folder, text).examples} == {"patient00001"}
+    (folder / "patient00001").rename(folder / "study1")
+    with pytest.raises(Misuse, match="2 images are of nobody: add a column patient_id"):
+        read(folder, text)
+
+
+def test_files_that_are_no_images_are_nobodys_business(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "in", "a.png")
+    (folder / "LICENSE").write_text("free")
+    (folder / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    (folder / "empty.dcm").write_bytes(b"")
+    (folder / "link.dcm").symlink_to(folder / "gone")
+    found = read(folder, "file,label,reader\na.png,normal\n")
+    assert len(found.examples) == 1
 
 
 @pytest.mark.parametrize(
@@ -163,8 +191,12 @@ def test_a_dataset_is_added_once_brought_up_to_date_and_forgotten(
     assert command(config, *add).stdout == "xrays: images: 2 same; labels: 2 same\n"
     csv.write_text("file,label,patient_id\na.png,normal,P1\nb.png,normal,P2\n")
     assert command(config, *add).stdout == "xrays: images: 2 same; labels: 1 changed, 1 same\n"
+    (folder / "patient00001/b.png").unlink()
+    csv.write_text("file,label,patient_id\na.png,normal,P1\nb.png,normal,P2\n")
+    done = command(config, *add).stdout
+    assert done.startswith("xrays: images: 1 gone, 1 same; labels: 1 same\nleft out: 1 files are")
     assert "xrays" in command(config, "dataset", "list").stdout
-    assert command(config, "dataset", "remove", "xrays").stdout == "xrays: 2 images forgotten\n"
+    assert command(config, "dataset", "remove", "xrays").stdout == "xrays: 1 images forgotten\n"
     refused = command(config, "dataset", "remove", "xrays")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from dicomai.errors import Misuse
 from dicomai.train.evaluate import Array
 from dicomai.train.gate import Decision, Rule, decide
 
@@ -86,6 +87,28 @@ def test_to_tell_the_hospital_is_no_gain() -> None:
     found = judge(targets, before, after, groups)
     assert found.gain.high < 0.05
     assert not found.promoted
+
+
+def test_a_label_that_only_the_candidate_knows_must_be_better_than_chance() -> None:
+    targets = truth(labels=2)
+    before, after = scores(targets, 0.5, 1), scores(targets, 3, 2)
+    before[:, 1] = np.nan
+    assert judge(targets, before, after).promoted
+    after[:, 1] = scores(truth(9), 3, 3)[:, 0]
+    (reason,) = judge(targets, before, after).reasons
+    assert reason.startswith("not better than chance: label1, AUC 0.")
+    before[:] = np.nan
+    with pytest.raises(Misuse, match="knows none of the recipe's labels"):
+        judge(targets, before, after)
+
+
+def test_what_speaks_against_it_weighs_more_than_any_gain() -> None:
+    targets = truth()
+    patients = np.array([f"p{n}" for n in range(N)])
+    before, after = scores(targets, 0.5, 1), scores(targets, 3, 2)
+    found = decide(["a"], targets, before, after, patients, {}, RULE, ["it forgets a label"])
+    assert not found.promoted
+    assert found.reasons == ("it forgets a label",)
 
 
 def test_a_subgroup_of_a_few_patients_decides_nothing() -> None:

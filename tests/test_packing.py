@@ -1,7 +1,9 @@
 """Packages from site to site: as one file, verified, and nothing but data."""
 
+import hashlib
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import blobs
@@ -18,6 +20,10 @@ from dicomai.store.database import open_database
 SHIPPED = shipped("config/models/chest-starter/1")
 
 
+def nobody(_name: str, _version: str) -> None:
+    """No version is known."""
+
+
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
     """The shipped model, exported."""
@@ -27,7 +33,7 @@ def packed(tmp_path: Path) -> Path:
 
 
 def test_what_was_exported_comes_back_byte_for_byte(packed: Path, tmp_path: Path) -> None:
-    model = unpack(packed, tmp_path / "models")
+    model = unpack(packed, tmp_path / "models", nobody)
     assert model.path == tmp_path / "models/chest-starter/1"
     for file in SHIPPED.iterdir():
         assert (model.path / file.name).read_bytes() == file.read_bytes()
@@ -40,15 +46,15 @@ def test_a_file_that_exists_is_not_written_over(packed: Path) -> None:
 
 
 def test_a_version_that_is_installed_is_not_replaced(packed: Path, tmp_path: Path) -> None:
-    unpack(packed, tmp_path / "models")
+    unpack(packed, tmp_path / "models", nobody)
     with pytest.raises(Misuse, match="chest-starter 1 is installed already"):
-        unpack(packed, tmp_path / "models")
+        unpack(packed, tmp_path / "models", nobody)
 
 
-def refused(file: Path, folder: Path) -> str:
+def refused(file: Path, folder: Path, known: Callable[[str, str], str | None] = nobody) -> str:
     """The one line with which a file is refused; nothing is left of it."""
     with pytest.raises(DicomaiError) as caught:
-        unpack(file, folder / "models")
+        unpack(file, folder / "models", known)
     assert "\n" not in str(caught.value)
     assert list((folder / "models").glob("**/*")) == []
     return str(caught.value)
@@ -79,8 +85,37 @@ def test_damaged_weights_are_refused(packed: Path, tmp_path: Path) -> None:
     assert "is damaged (SHA-256" in refused(Path(again), tmp_path)
 
 
+def test_weights_that_cannot_be_loaded_are_refused(packed: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    with zipfile.ZipFile(packed) as archive:
+        archive.extractall(work)
+    (work / "weights.safetensors").write_bytes(b"no weights")
+    before = package.read(SHIPPED).sha256
+    after = hashlib.sha256(b"no weights").hexdigest()
+    toml = work / "model.toml"
+    toml.write_text(toml.read_text().replace(before, after))
+    again = shutil.make_archive(str(tmp_path / "again"), "zip", work)
+    assert "weights.safetensors does not fit" in refused(Path(again), tmp_path)
+
+
+def test_a_damaged_archive_and_another_package_of_the_same_name_are_refused(
+    packed: Path, tmp_path: Path
+) -> None:
+    assert "is not the chest-starter 1 that was here before" in refused(
+        packed, tmp_path, lambda _name, _version: "0" * 64
+    )
+    work = tmp_path / "work"
+    with zipfile.ZipFile(packed) as archive:
+        archive.extractall(work)
+    again = Path(shutil.make_archive(str(tmp_path / "again"), "zip", work))
+    data = bytearray(again.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 64] = b"\xff" * 64
+    again.write_bytes(data)
+    assert "again.zip is no package, or damaged" in refused(again, tmp_path)
+
+
 def test_the_commands_install_a_candidate_that_a_person_activates(tmp_path: Path) -> None:
-    config = blobs.site(tmp_path, f"sqlite:///{tmp_path}/dicomai.db")
+    config = blobs.site(tmp_path)
     work = Path(shutil.copytree(SHIPPED, tmp_path / "work"))
     toml = work / "model.toml"
     toml.write_text(toml.read_text().replace('version = "1"', 'version = "7"', 1))

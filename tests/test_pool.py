@@ -236,8 +236,8 @@ def test_the_time_limit_is_for_each_frame_not_for_the_object(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    with Pool(1, timeout_seconds=1.0, memory_megabytes=512) as pool:
-        assert only(pool, slowly, 0.3, 5) == [0, 1, 2, 3, 4]
+    with Pool(1, timeout_seconds=3.0, memory_megabytes=512) as pool:
+        assert only(pool, slowly, 0.8, 5) == [0, 1, 2, 3, 4]
 
 
 def test_memory_beyond_the_limit_is_refused_and_the_process_lives_on(pool: Pool) -> None:

@@ -7,7 +7,7 @@ from studies import Bench
 from studies import bench as new_bench
 
 from dicomai.errors import LeaseLost, Misuse
-from dicomai.store import registry, runs
+from dicomai.store import registry, runs, truth
 from dicomai.store.database import Database
 
 SHA = "0" * 64
@@ -95,7 +95,7 @@ def test_a_training_whose_process_died_goes_on_when_its_lease_has_run_out(bench:
 def test_another_recipe_gives_up_what_was_stopped(bench: Bench) -> None:
     first = begin(bench)
     assert runs.stop(bench.database) == first.id
-    assert runs.is_unfinished(bench.database)
+    assert runs.is_unfinished(bench.database, "{}")
     second = begin(bench, "another recipe")
     assert second.id != first.id
     states = {row["id"]: row["state"] for row in runs.runs(bench.database, 9)}
@@ -112,6 +112,44 @@ def test_a_training_that_a_person_stops_notices_and_may_go_on(bench: Bench) -> N
     assert (again.id, again.resumed) == (first.id, True)
 
 
+def test_a_candidate_takes_only_the_place_of_the_version_it_was_compared_with(
+    bench: Bench,
+) -> None:
+    run = begin(bench)
+    registry.activate(bench.database, "tiny", "3", "by a person")
+    assert not runs.conclude(bench.database, run, "4", SHA, True, "better")
+    assert states(bench)["3"] == "active"
+    assert states(bench)["4"] == "candidate"
+    (row,) = runs.runs(bench.database, 9)
+    assert (row["state"], row["decision"], row["version"]) == ("done", "kept", "4")
+    assert row["reason"].startswith("1, which it was compared with, is not active any more")
+
+
+def test_a_candidate_that_is_better_is_active_with_the_end_of_its_training(bench: Bench) -> None:
+    assert runs.conclude(bench.database, begin(bench), "4", SHA, True, "better")
+    assert states(bench) == {"1": "retired", "2": "candidate", "3": "candidate", "4": "active"}
+    assert not runs.conclude(bench.database, begin(bench), "5", SHA, False, "not better")
+    assert registry.active_version(bench.database, "tiny") == "4"
+
+
+def test_a_training_that_was_stopped_while_it_was_judged_promotes_nothing(bench: Bench) -> None:
+    run = begin(bench)
+    runs.stop(bench.database)
+    with pytest.raises(LeaseLost):
+        runs.conclude(bench.database, run, "4", SHA, True, "better")
+    assert registry.active_version(bench.database, "tiny") == "1"
+
+
+def test_a_dry_run_is_nobodys_training(bench: Bench) -> None:
+    run = begin(bench, dry_run=True)
+    assert not runs.is_unfinished(bench.database, "{}")
+    said = truth.Said(("study", "1.2.3"), "pneumonia", "present", "A", None, "file", "0")
+    truth.say(bench.database, [said])
+    bench.clock.wait(1)
+    runs.end(bench.database, run, "done", "better", "would-promote")
+    assert runs.new_labels(bench.database, ("pneumonia",)) == 1
+
+
 def test_an_epoch_that_is_done_again_counts_once(bench: Bench) -> None:
     run = begin(bench)
     epoch = dict.fromkeys(
@@ -123,4 +161,4 @@ def test_an_epoch_that_is_done_again_counts_once(bench: Bench) -> None:
     runs.end(bench.database, run, "done", "better", "promoted", "2")
     (row,) = runs.runs(bench.database, 9)
     assert (row["state"], row["decision"], row["version"]) == ("done", "promoted", "2")
-    assert not runs.is_unfinished(bench.database)
+    assert not runs.is_unfinished(bench.database, "{}")

@@ -25,13 +25,13 @@ from dicomai.demo.radiographs import set_pixels
 from dicomai.errors import Misuse
 from dicomai.infer import package
 from dicomai.infer.engine import Engine
-from dicomai.prepare.fingerprint import BITS
 from dicomai.settings import Retrain, Settings, load, shipped
 from dicomai.store import queries, queue, registry, runs, truth
 from dicomai.store.database import Database, open_database
 from dicomai.store.tables import training_run
 from dicomai.study import Float32
-from dicomai.train import recipe
+from dicomai.train import ancestry, recipe
+from dicomai.train.ancestry import PUBLIC
 from dicomai.train.start import begin
 
 import make  # isort: skip
@@ -85,10 +85,12 @@ def test_the_package_says_where_it_comes_from_and_scores_what_was_measured(promo
     assert model.calibrated
     assert model.provenance["parent"] == "chest-starter 1"
     assert model.accepts == package.read(shipped("config/models/chest-starter/1")).accepts
-    learnt = json.loads((model.path / "learnt.json").read_text())
-    splits = truth.splits(database_of(promoted))
-    assert set(learnt["patients"]) == {p for p, split in splits.items() if split != "test"}
-    assert len(learnt["fingerprints"]) > len(learnt["patients"]) * BITS // 8
+    database = database_of(promoted)
+    learnt, splits = ancestry.read(model.path), truth.splits(database)
+    mine = learnt.patients[queries.site_uid(database)]
+    assert mine == {patient for patient, split in splits.items() if split != "test"}
+    assert len(learnt.fingerprints) >= len(mine)
+    assert learnt.patients[PUBLIC]  # of the starter
     stated = json.loads((model.path / "evaluation.json").read_text())
     assert stated["thresholds"]["pneumonia"] == model.labels[0].threshold
     assert stated["figures"][0]["figures"]["auc"][0] > 0.9
@@ -265,7 +267,7 @@ def test_on_a_full_disk_it_stops_and_goes_on_when_there_is_room(
     with small_disk(tmp_path / "data/training", 60):
         stopped = blobs.retrain(config)
         assert stopped.returncode == 1
-        assert stopped.stdout.splitlines()[-1].startswith("dicomai: No space left on device in ")
+        assert stopped.stdout.splitlines()[-1].startswith("dicomai: no space is left in ")
     database = database_of(config)
     assert runs.runs(database, 9)[0]["state"] == "stopped"
     assert not (tmp_path / "data/models").exists()

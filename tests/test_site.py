@@ -35,9 +35,9 @@ labels = "* * * * *"
 """
 
 
-def drawn(number: int) -> Dataset:
-    """An image of its own patient and study; even ones have a blob."""
-    ds = make.chest_radiograph(0, PatientID=f"P{number}")
+def drawn(number: int, patient: str) -> Dataset:
+    """An image of its own study; even ones have a blob."""
+    ds = make.chest_radiograph(0, PatientID=patient)
     set_pixels(ds, blobs.blob(number, number % 2 == 0).repeat(4, 0).repeat(4, 1), 8)
     return ds
 
@@ -47,9 +47,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, lis
     """A daemon that has received everything, and whose training has ended."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "recipe.toml").write_text(blobs.RECIPE)
-    images = [drawn(number) for number in range(IMAGES)]
     more = MORE.format(images=IMAGES, folder=folder)
     with daemon(folder, f"sqlite:///{folder}/dicomai.db", free_port(), more=more) as running:
+        images = [drawn(n, blobs.patient_of(running.database, n)) for n in range(IMAGES)]
         storescu(running.port, make.save(folder / "sent", images))
         running.wait_idle(IMAGES)
         file = folder / "labels.csv"
@@ -101,7 +101,7 @@ def test_the_next_study_is_scored_by_the_new_version_and_a_rollback_undoes_it(
 ) -> None:
     running, _ = site
     wait_until(lambda: running.log.count('"scoring"') > 1, 30, "the worker has taken it")
-    later = drawn(1000)
+    later = drawn(1000, "later")
     storescu(running.port, make.save(running.folder / "later", [later]))
     running.wait_idle(IMAGES + 1)
     found = queries.findings(

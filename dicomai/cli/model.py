@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,12 +99,20 @@ def activate(
     """Score with this version from now on; a running daemon takes it between two batches."""
     settings = load(config)
     (model,) = _chosen(settings, name, version)
-    package.verify(model)
+    _try_out(model)
     store = connect(settings)
     with audited(settings, store, "model activate", detail=f"{name} {version}"):
-        registry.register(store, name, version, model.sha256)
+        if registry.register(store, name, version, model.sha256) != model.sha256:
+            raise Misuse(f"{model.path} is not the {name} {version} that the database knows")
         before = registry.activate(store, name, version, "by a person")
     typer.echo(f"{name} {version} is active" + (f", {before} was before" if before else " already"))
+
+
+def _try_out(model: Model) -> None:
+    """Load it once: what cannot be loaded would stop the analysis."""
+    from dicomai.infer.engine import Engine
+
+    Engine(model, "cpu")
 
 
 @app.command()
@@ -149,16 +159,19 @@ def import_model(
     store = connect(settings)
     register_installed(settings, store)  # so that what is imported is not the first one
     with audited(settings, store, "model import", detail=file.name):
-        model = _imported(file, describe, settings.data_dir / "models")
+        known = partial(registry.sha256_of, store)
+        model = _imported(file, describe, settings.data_dir / "models", known)
         registry.register(store, model.name, model.version, model.sha256)
     typer.echo(f"{model.name} {model.version} is installed: 'dicomai model activate' uses it")
 
 
-def _imported(file: Path, describe: str | None, models: Path) -> Model:
+def _imported(
+    file: Path, describe: str | None, models: Path, known: Callable[[str, str], str | None]
+) -> Model:
     if describe is None:
         from dicomai.packing import unpack
 
-        return unpack(file, models)
+        return unpack(file, models, known)
     from dicomai import importing
 
     return importing.take(file, importing.description(describe), models)

@@ -54,7 +54,11 @@ def sample(file: Path, accepts: Accepts | None, size: int, limits: Limits) -> It
 def read_picture(file: Path, limits: Limits) -> Float32:
     """A PNG or JPEG file as grey of 0 to 1, whatever its depth and colours."""
     data = np.frombuffer(file.read_bytes(), np.uint8)
-    found = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH) if data.size else None
+    try:
+        how = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH
+        found = cv2.imdecode(data, how) if data.size else None
+    except cv2.error:  # more pixels than OpenCV takes
+        found = None
     if found is None:
         raise UnsupportedPixels("the picture cannot be decoded")
     if found.size > limits.max_pixels:

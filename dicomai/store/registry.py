@@ -24,28 +24,72 @@ def active_version(database: Database, name: str) -> str | None:
         return connection.execute(statement).scalar_one_or_none()
 
 
+def earlier_versions(database: Database, name: str) -> list[str]:
+    """Versions that were active once and were not withdrawn, the last one first."""
+    statement = (
+        select(model.c.version)
+        .where(model.c.name == name, model.c.state == "retired", model.c.activated_at.is_not(None))
+        .order_by(model.c.activated_at.desc())
+    )
+    with database.read() as connection:
+        return list(connection.execute(statement).scalars())
+
+
+def sha256_of(database: Database, name: str, version: str) -> str | None:
+    """What the database knows a version by."""
+    statement = select(model.c.sha256).where(model.c.name == name, model.c.version == version)
+    with database.read() as connection:
+        return connection.execute(statement).scalar_one_or_none()
+
+
 def register(database: Database, name: str, version: str, sha256: str) -> str:
     """Note a package; the first of its name becomes active. Returns the SHA-256 on record."""
     with database.write() as connection:
-        now = database.now(connection)
-        known = connection.execute(
-            select(model.c.sha256).where(model.c.name == name, model.c.version == version)
-        ).scalar_one_or_none()
-        if known is not None:
-            return str(known)
-        state = "candidate" if _active(connection, name) else "active"
-        connection.execute(
-            model.insert().values(
-                name=name,
-                version=version,
-                state=state,
-                sha256=sha256,
-                registered_at=now,
-                activated_at=now if state == "active" else None,
-            )
+        return _register(database, connection, name, version, sha256)
+
+
+def _register(
+    database: Database, connection: Connection, name: str, version: str, sha256: str
+) -> str:
+    now = database.now(connection)
+    known = connection.execute(
+        select(model.c.sha256).where(model.c.name == name, model.c.version == version)
+    ).scalar_one_or_none()
+    if known is not None:
+        return str(known)
+    state = "candidate" if _active(connection, name) else "active"
+    connection.execute(
+        model.insert().values(
+            name=name,
+            version=version,
+            state=state,
+            sha256=sha256,
+            registered_at=now,
+            activated_at=now if state == "active" else None,
         )
-        record(connection, now, "model", _subject(name, version), None, state)
-        return sha256
+    )
+    record(connection, now, "model", _subject(name, version), None, state)
+    return sha256
+
+
+def promote(
+    database: Database,
+    connection: Connection,
+    name: str,
+    parent: str,
+    version: str,
+    sha256: str,
+    reason: str | None,
+) -> bool:
+    """Note a candidate; it takes its parent's place where there is a reason, and while that is
+    still the active version: it was compared with no other. Returns whether it did.
+    """
+    _register(database, connection, name, version, sha256)
+    rows = _locked(connection, name)
+    if reason is None or rows[parent].state != "active":
+        return False
+    _replace(database, connection, name, parent, "retired", rows[version], reason)
+    return True
 
 
 def activate(database: Database, name: str, version: str, reason: str) -> str | None:

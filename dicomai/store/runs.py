@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, func, select, update
 
 from dicomai.errors import LeaseLost, Misuse
+from dicomai.store import registry
 from dicomai.store.database import Database
 from dicomai.store.queue import record
 from dicomai.store.tables import label, training_epoch, training_run
@@ -141,6 +142,27 @@ def end(
         _end(connection, now, row, state, reason, decision, version)
 
 
+def conclude(
+    database: Database, run: Run, version: str, sha256: str, promoted: bool, reason: str
+) -> bool:
+    """Close a training whose package is written: note it, and make it the active version where it
+    was promoted and nobody has activated another one meanwhile. Returns whether it is active now.
+    """
+    with database.write() as connection:
+        now = database.now(connection)
+        row = connection.execute(select(training_run).where(*_mine(run))).first()
+        if row is None:
+            raise LeaseLost(f"training {run.id} was stopped or taken over")
+        why = reason if promoted else None
+        done = registry.promote(
+            database, connection, run.model_name, run.parent, version, sha256, why
+        )
+        if promoted and not done:
+            reason = f"{run.parent}, which it was compared with, is not active any more; {reason}"
+        _end(connection, now, row, "done", reason, "promoted" if done else "kept", version)
+        return done
+
+
 def _end(
     connection: Connection,
     now: datetime,
@@ -198,10 +220,13 @@ def epochs(database: Database, run_id: int) -> list[dict[str, Any]]:
         return [dict(row._mapping) for row in connection.execute(chosen)]
 
 
-def is_unfinished(database: Database) -> bool:
-    """Whether a training was stopped here, or died, and may go on."""
+def is_unfinished(database: Database, recipe: str) -> bool:
+    """Whether a training by this recipe was stopped here, or died, and is to go on."""
     chosen = select(training_run.c.id).where(
-        training_run.c.state.in_(OPEN), training_run.c.node == (database.node or "")
+        training_run.c.state.in_(OPEN),
+        training_run.c.recipe == recipe,
+        ~training_run.c.dry_run,
+        training_run.c.node == (database.node or ""),
     )
     with database.read() as connection:
         return connection.execute(chosen.limit(1)).first() is not None
@@ -209,7 +234,9 @@ def is_unfinished(database: Database) -> bool:
 
 def new_labels(database: Database, keys: tuple[str, ...]) -> int:
     """Labels that came since the last training that was done began."""
-    began = select(func.max(training_run.c.started_at)).where(training_run.c.state == "done")
+    began = select(func.max(training_run.c.started_at)).where(
+        training_run.c.state == "done", ~training_run.c.dry_run
+    )
     with database.read() as connection:
         last = connection.execute(began).scalar()
         chosen = select(func.count()).select_from(label).where(label.c.label.in_(keys))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, String, cast, delete, func, select, update
 
 from dicomai.store.database import Database
 from dicomai.store.queue import accession_key, held_here, keyed
@@ -30,7 +30,7 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An image that was brought to be learnt from; patient_id: "" where it is nobody else's."""
+    """An image that was brought to be learnt from;"""
 
     path: str
     digest: str
@@ -154,8 +154,9 @@ def add_examples(
 ) -> tuple[Counter[str], Counter[str]]:
     """Keep a dataset's images with their labels, all or nothing.
 
-    An image that is there already (by its path) is brought up to date. Returns how many images, and
-    how many labels, were new, changed or same.
+    An image that is there already (by its path) is brought up to date; one that is not named any
+    more goes, and so does a label. Returns how many images, and how many labels, were new, changed,
+    same or gone.
     """
     outcome = Counter[str]()
     with database.write() as connection:
@@ -166,7 +167,7 @@ def add_examples(
         }
         statements = []
         for item in examples:
-            patient = keyed(database, connection, item.patient_id or f"{dataset} {item.path}")
+            patient = keyed(database, connection, item.patient_id)
             values = {
                 "digest": item.digest,
                 "patient": patient,
@@ -203,7 +204,38 @@ def add_examples(
                 )
                 for key, value in item.labels.items()
             ]
-        return outcome, _say(database, connection, statements)
+        gone = [known[path].id for path in known.keys() - {item.path for item in examples}]
+        _forget_examples(connection, gone)
+        outcome["gone"] = len(gone)
+        labels = _say(database, connection, statements)
+        labels["gone"] = _forget_unsaid(connection, dataset, statements)
+        return +outcome, +labels
+
+
+def _forget_examples(connection: Connection, ids: Sequence[int]) -> None:
+    for start in range(0, len(ids), PAGE):
+        part = ids[start : start + PAGE]
+        subjects_of = label.c.subject_id.in_([str(number) for number in part])
+        connection.execute(delete(label).where(label.c.subject == "example", subjects_of))
+        connection.execute(delete(example).where(example.c.id.in_(part)))
+
+
+def _forget_unsaid(connection: Connection, dataset: str, statements: Sequence[Said]) -> int:
+    """Take back what these readers do not say of a dataset's images any more."""
+    said = {(item.subject[1], item.label, item.reader) for item in statements}
+    readers = {item.reader for item in statements}
+    ids = select(cast(example.c.id, String)).where(example.c.dataset == dataset)
+    chosen = select(label).where(
+        label.c.subject == "example", label.c.subject_id.in_(ids), label.c.reader.in_(readers)
+    )
+    unsaid = [
+        row.id
+        for row in connection.execute(chosen)
+        if (row.subject_id, row.label, row.reader) not in said
+    ]
+    for start in range(0, len(unsaid), PAGE):
+        connection.execute(delete(label).where(label.c.id.in_(unsaid[start : start + PAGE])))
+    return len(unsaid)
 
 
 def without_accession(database: Database) -> dict[str, str]:
@@ -238,7 +270,11 @@ def candidates(database: Database, labels: Collection[str]) -> list[Candidate]:
             .where(instance.c.analyzable, instance.c.path.is_not(None), *held_here(database))
             .order_by(instance.c.study_instance_uid, instance.c.sop_instance_uid)
         )
-        found = [_received(row, said) for row in received]
+        found = [
+            # Without a Patient ID, whose image it is is known by its study alone.
+            _received(row, row.patient or _study_key(database, connection, row), said)
+            for row in received
+        ]
         brought = connection.execute(select(example).order_by(example.c.dataset, example.c.path))
         found += [_brought(row, said) for row in brought]
     return [item for item in found if item.said]
@@ -256,15 +292,18 @@ def _spoken_of(connection: Connection, labels: Collection[str]) -> _Said:
     return said
 
 
-def _received(row: Any, said: _Said) -> Candidate:
+def _study_key(database: Database, connection: Connection, row: Any) -> str:
+    return keyed(database, connection, f"study {row.study_instance_uid}") or ""
+
+
+def _received(row: Any, patient: str, said: _Said) -> Candidate:
     of_study = said.get(("study", row.study_instance_uid), {})
     of_image = said.get(("image", row.sop_instance_uid), {})
     return Candidate(
         name=row.sop_instance_uid,
         path=row.path,
         digest=row.digest,
-        # Without a Patient ID, whose image it is is known by its study alone.
-        patient=row.patient or f"study {row.study_instance_uid}",
+        patient=patient,
         source="received",
         split=None,
         said={**of_study, **of_image},
@@ -434,12 +473,6 @@ def remove_dataset(database: Database, dataset: str) -> int:
     """Forget a dataset's images and their labels; the split of its patients stays."""
     with database.write() as connection:
         chosen = select(example.c.id).where(example.c.dataset == dataset)
-        ids = [str(number) for number in connection.execute(chosen).scalars()]
-        for start in range(0, len(ids), PAGE):
-            connection.execute(
-                delete(label).where(
-                    label.c.subject == "example", label.c.subject_id.in_(ids[start : start + PAGE])
-                )
-            )
-        connection.execute(delete(example).where(example.c.dataset == dataset))
+        ids = list(connection.execute(chosen).scalars())
+        _forget_examples(connection, ids)
     return len(ids)

@@ -81,14 +81,6 @@ class Data:
 
 
 @dataclass(frozen=True, slots=True)
-class Learnt:
-    """What the ancestors of a model have learnt from: patients' keys, and fingerprints."""
-
-    patients: frozenset[str] = frozenset()
-    fingerprints: tuple[bytes, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Gathered:
     """The data, splits that are new with their reasons, and why images were left out."""
 
@@ -106,18 +98,23 @@ def gather(
     pool: Pool,
     limits: Limits,
     kept: Mapping[str, str],
-    learnt: Learnt,
+    learnt: Collection[str],
+    ancestors: Sequence[bytes],
     track: Callable[[Iterable[object], int], Iterable[object]],
 ) -> Gathered:
     """Decode every image of which anything is known, and decide who is for what.
 
     accepts: of the model, for images that were received; files: where a candidate's file lies;
-    kept: earlier splits by patient; track: shows progress (of a count). Raises Misuse where too
-    little is left of a label.
+    kept: earlier splits by patient; learnt, ancestors: patients and fingerprints that an ancestor
+    of the model has learnt from; track: shows progress (of a count). Raises Misuse where too little
+    is left of a label.
     """
     left_out: Counter[str] = Counter()
     known = [item for item in candidates if _targets(item, labels).size]
     left_out["readers do not agree, or nobody is sure"] = len(candidates) - len(known)
+    there = [item for item in known if files(item).is_file()]
+    left_out["the file is gone"] = len(known) - len(there)
+    known = there
     calls = [
         (files(item), accepts if item.source == RECEIVED else None, size, limits) for item in known
     ]
@@ -130,10 +127,12 @@ def gather(
             assert isinstance(made, list)
             frames += [(item, call[0], frame) for frame in made]
     patients = _brought(known)
-    chosen = assign(patients, kept, learnt.patients)
+    chosen = assign(patients, kept, learnt)
     splits = {**{patient: split for patient, (split, _) in chosen.items()}, **kept}
     data = _arrays(frames, labels, splits, size)
-    data = _without_twins(data, learnt, left_out)
+    tested = (data.splits == TEST) & np.isin(data.patients, list(learnt))
+    left_out["for the test, but an ancestor has learnt from the patient"] = int(tested.sum())
+    data = _without_twins(data.where(~tested), ancestors, left_out)
     require_enough(data, labels)
     return Gathered(data, chosen, +left_out)
 
@@ -190,8 +189,8 @@ def _said(item: Candidate) -> dict[str, str | float]:
     return {key: value for key, value in item.facts.items() if value is not None}
 
 
-def _without_twins(data: Data, learnt: Learnt, left_out: Counter[str]) -> Data:
-    found = twins(list(data.splits), data.fingerprints, learnt.fingerprints)
+def _without_twins(data: Data, ancestors: Sequence[bytes], left_out: Counter[str]) -> Data:
+    found = twins(list(data.splits), data.fingerprints, ancestors)
     left_out["looks the same as an image of another split"] = len(found.learnt)
     left_out["for the test, but an ancestor has learnt from it"] = len(found.tested)
     gone = {*found.learnt, *found.tested}

@@ -190,12 +190,18 @@ def mean_auc(logits: NDArray[np.float32], targets: NDArray[np.float32], sources:
     """The mean over labels and sources, so that no source can be traded for another."""
     found = []
     for label in range(targets.shape[1]):
-        for source in np.unique(sources):
-            chosen = (sources == source) & ~np.isnan(targets[:, label])
-            truth = targets[chosen, label].astype(np.float64)
-            if 0 < truth.sum() < len(truth):
-                found.append(auc(truth, logits[chosen, label].astype(np.float64)))
-    return float(np.mean(found)) if found else float("nan")
+        known = ~np.isnan(targets[:, label])
+        truth, score = targets[known, label].astype(np.float64), logits[known, label]
+        for mask in _with_both(truth, sources[known]):
+            found.append(auc(truth[mask], score[mask].astype(np.float64)))
+    return float(np.mean(found))
+
+
+def _with_both(truth: Array, sources: Names) -> list[NDArray[np.bool_]]:
+    """The sources that have images with the label and without; all as one, where none has."""
+    masks = [sources == name for name in np.unique(sources)]
+    both = [mask for mask in masks if 0 < truth[mask].sum() < mask.sum()]
+    return both or [np.ones(len(truth), bool)]
 
 
 # Thresholds
@@ -212,8 +218,7 @@ def youden_by_source(truth: Array, score: Array, sources: Names) -> float:
 
     It lies half-way between two neighbouring scores, so that rounding does not move it.
     """
-    masks = [sources == name for name in np.unique(sources)]
-    masks = [mask for mask in masks if 0 < truth[mask].sum() < mask.sum()]
+    masks = _with_both(truth, sources)
     return float(
         max(
             _between(score),
@@ -238,18 +243,21 @@ def _between(score: Array) -> Array:
 
 # Calibration
 
+COLDEST, HOTTEST = 0.25, 10.0
+
 
 def temperature(logits: Array, truth: Array) -> float:
     """What to divide logits by, so that the likelihood is largest (Guo et al., ICML 2017).
 
-    Newton's method on the logarithm of the inverse; 1 where no temperature is best.
+    Golden section on the logarithm of the inverse, within COLDEST and HOTTEST: of a few images that
+    are all told apart none would be cold enough.
     """
     sign = np.where(truth > 0.5, 1.0, -1.0)
 
     def loss(log_inverse: float) -> float:
         return float(np.logaddexp(0, -sign * logits * np.exp(log_inverse)).mean())
 
-    low, high = -4.0, 4.0
+    low, high = -np.log(HOTTEST), -np.log(COLDEST)
     golden = (np.sqrt(5) - 1) / 2
     for _ in range(80):  # the loss is convex in the inverse, so it has one valley
         a, b = high - golden * (high - low), low + golden * (high - low)

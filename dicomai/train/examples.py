@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from pydicom.errors import InvalidDicomError
 from pydicom.tag import BaseTag, Tag
 
 from dicomai.errors import Misuse
@@ -99,17 +100,26 @@ def read_examples(
     labelled = _labelled(csv, rows, columns, known, column, name)
     files = _files(folder, name == "sop_instance_uid", track)
     examples, undecodable, missing = [], [], []
+    names: dict[Path, str] = {}
     for file_name, (row, said) in labelled.items():
         file = files.get(file_name)
+        if file is not None and names.setdefault(file.path, file_name) != file_name:
+            raise Misuse(f"{csv}: {names[file.path]} and {file_name} are the same file")
         if file is None:
             missing.append(file_name)
         elif file.path.suffix.lower() in PICTURES and not _decodes(file.path):
             undecodable.append(file_name)
         else:
             examples.append(_example(csv, folder, file, row, said, reader))
+    nobodys = sum(not item.patient_id for item in examples)
+    if nobodys:
+        raise Misuse(
+            f"{csv}: {nobodys} images are of nobody: add a column {PATIENT[0]}, or one patient's "
+            "images would be learnt from and tested on"
+        )
     _check_splits(csv, examples)
     used = {item.path for item in examples}
-    left = {file.path for file in files.values() if str(file.path) not in used}
+    left = {path for file in files.values() if str(path := file.path.resolve()) not in used}
     return Found(tuple(examples), tuple(undecodable), tuple(missing), len(left) - len(undecodable))
 
 
@@ -140,6 +150,12 @@ def _labelled(
             faults.append(f"line {row['line']}: {error}")
             continue
         first, before = found.setdefault(row[name], (row, {}))
+        for fact in (PATIENT, ("split",)):
+            mine, other = (_first(line, fact) for line in (row, first))
+            if mine and other and mine != other:
+                faults.append(
+                    f"lines {first['line']} and {row['line']}: {fact[0]} is {other} and {mine}"
+                )
         for key, value in said.items():
             if before.setdefault(key, value) != value:
                 faults.append(
@@ -212,7 +228,7 @@ def _file(path: Path) -> _File | None:
         return _File(path, digest, {})
     try:
         ds = parse_file_head(path, HEADER)
-    except PARSER_ERRORS:
+    except (*PARSER_ERRORS, InvalidDicomError):
         return None
     return _File(
         path,
@@ -230,21 +246,28 @@ def _file(path: Path) -> _File | None:
 
 def _decodes(path: Path) -> bool:
     data = np.frombuffer(path.read_bytes(), np.uint8)
-    return bool(data.size) and cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) is not None
+    try:
+        return bool(data.size) and cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) is not None
+    except cv2.error:  # more pixels than OpenCV takes
+        return False
+
+
+def _patient_of(path: Path) -> str:
+    """As CheXpert names its folders."""
+    return next((part for part in path.parts if re.fullmatch(r"patient\d+", part)), "")
 
 
 def _example(
     csv: Path, folder: Path, file: _File, row: _Row, said: dict[str, str], reader: str
 ) -> Example:
     def fact(columns: Sequence[str]) -> str:
-        mine = next((row[c] for c in columns if row.get(c)), "")
-        return mine or file.facts.get(columns[0], "")
+        return _first(row, columns) or file.facts.get(columns[0], "")
 
     split = row.get("split", "").lower()
     return Example(
         path=str(file.path.resolve()),
         digest=file.digest,
-        patient_id=fact(PATIENT),
+        patient_id=fact(PATIENT) or _patient_of(file.path.relative_to(folder)),
         source=row.get("source") or folder.resolve().name,
         split=SPLITS[split] if split else None,
         sex=fact(SEX)[:1].upper() or None,
@@ -255,6 +278,11 @@ def _example(
         reader=row.get("reader") or reader,
         read_on=_read_on(row),
     )
+
+
+def _first(row: _Row, columns: Sequence[str]) -> str:
+    """What the first of these columns says that a line fills."""
+    return next((row[column] for column in columns if row.get(column)), "")
 
 
 def _read_on(row: _Row) -> date | None:

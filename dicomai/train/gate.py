@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dicomai.errors import Misuse
 from dicomai.train.evaluate import (
     Array,
     Interval,
@@ -13,6 +14,7 @@ from dicomai.train.evaluate import (
     Names,
     auc,
     difference,
+    intervals,
     resamples,
     weighted_auc,
 )
@@ -56,6 +58,16 @@ class Decision:
     gain: Interval
     comparisons: tuple[Comparison, ...]
 
+    @property
+    def words(self) -> str:
+        """The reasons in one line."""
+        return "; ".join(self.reasons)
+
+    @property
+    def would(self) -> str:
+        """What a dry run says of it."""
+        return "would-promote" if self.promoted else "would-keep"
+
 
 WHOLE = "all test images"
 
@@ -68,11 +80,27 @@ def decide(
     patients: Names,
     groups: Mapping[str, NDArray[np.bool_]],
     rule: Rule,
+    against: Sequence[str] = (),
 ) -> Decision:
     """Compare two models on the same images: better on the whole, and nowhere much worse.
 
-    targets: (N, K) of 0, 1 and NaN; before, after: probabilities (N, K); groups: name -> (N,)
+    targets: (N, K) of 0, 1 and NaN; before, after: probabilities (N, K), before NaN for a label
+    that only the candidate knows, which must be better than chance; groups: name -> (N,); against:
+    reasons for which it is not promoted, whatever it says. Raises Misuse where they share no label.
     """
+    is_new = [bool(np.isnan(before[:, index]).all()) for index in range(len(labels))]
+    if all(is_new):
+        raise Misuse("the active model knows none of the recipe's labels: nothing to compare")
+    newcomers = [
+        f"not better than chance: {label}, AUC {_interval(chance)}"
+        for index, label in enumerate(labels)
+        if is_new[index]
+        for chance in [_chance(targets[:, index], after[:, index], patients, rule)]
+        if not chance.low > 0.5
+    ]
+    shared = [index for index, new in enumerate(is_new) if not new]
+    labels = [labels[index] for index in shared]
+    targets, before, after = targets[:, shared], before[:, shared], after[:, shared]
     sources = [chosen for name, chosen in groups.items() if name.startswith("source ")]
     gain = _mean_gain(targets, before, after, patients, sources, rule)
     found: list[Comparison] = []
@@ -84,15 +112,19 @@ def decide(
             old, new = (Judged(truth, x[mask, index], patients[mask]) for x in (before, after))
             if _says_enough(old):
                 found.append(_compare(label, name, old, new, rule))
-    against = [
+    refusals = [
+        *against,
+        *newcomers,
+    ]
+    refusals += [
         f"worse by more than {rule.margin:g}: {_words(item)}"
         for item in found
         if item.gain.value < -rule.margin
     ]
     if not gain.low > rule.min_gain:
-        against.insert(0, f"not better by more than {rule.min_gain:g}: AUC {_gained(gain)}")
+        refusals.insert(0, f"not better by more than {rule.min_gain:g}: AUC {_gained(gain)}")
     return Decision(
-        not against, tuple(against) or (f"better: AUC {_gained(gain)}",), gain, tuple(found)
+        not refusals, tuple(refusals) or (f"better: AUC {_gained(gain)}",), gain, tuple(found)
     )
 
 
@@ -134,6 +166,13 @@ def _mean_gain(
     return Interval(float(gains(np.ones((1, len(targets))))[0]), float(low), float(high))
 
 
+def _chance(targets: NDArray[np.float32], scores: Array, patients: Names, rule: Rule) -> Interval:
+    """The AUC of a label that there is nothing to compare with."""
+    known = ~np.isnan(targets)
+    judged = Judged(targets[known].astype(np.float64), scores[known], patients[known])
+    return intervals(judged, {"auc": weighted_auc}, rule.resamples, rule.seed)["auc"]
+
+
 def _says_enough(judged: Judged) -> bool:
     counts = [len(set(judged.patients[judged.truth == value])) for value in (0, 1)]
     return min(counts) >= FEWEST
@@ -155,6 +194,10 @@ def _words(item: Comparison) -> str:
         f"{item.label}, {item.group} ({item.images}): AUC {item.before:.3f} -> {item.after:.3f}, "
         f"{_gained(item.gain)}"
     )
+
+
+def _interval(value: Interval) -> str:
+    return f"{value.value:.3f} (95 %: {value.low:.3f} to {value.high:.3f})"
 
 
 def _gained(gain: Interval) -> str:

@@ -12,6 +12,8 @@ from dicomai.infer.network import NetworkWithMaps
 from dicomai.study import Float32
 from dicomai.train.dataset import Data, subgroups
 from dicomai.train.evaluate import (
+    COLDEST,
+    HOTTEST,
     Array,
     Interval,
     Judged,
@@ -103,7 +105,7 @@ def _shared_temperature(logits: Array, targets: Float32) -> float:
     """One for all classes, on a grid of a hundredth of its logarithm."""
     known = (targets == 1).sum(1) == 1
     chosen = targets[known].argmax(1)
-    grid = np.exp(np.arange(-2.0, 2.0, 0.01))
+    grid = np.exp(np.arange(np.log(COLDEST), np.log(HOTTEST), 0.01))
 
     def loss(divisor: float) -> float:
         scaled = logits[known] / divisor
@@ -127,7 +129,7 @@ def probabilities(logits: Array, kind: str) -> Array:
 
 
 def choose_thresholds(scores: Array, check: Data, recipe: Recipe) -> dict[str, float]:
-    """By the recipe's rule, on the validation split, rounded to three places."""
+    """By the recipe's rule, on the validation split; as short as it may be without another call."""
     rule, found = recipe.judgement.threshold, {}
     for index, label in enumerate(recipe.keys):
         known = ~np.isnan(check.targets[:, index])
@@ -138,8 +140,16 @@ def choose_thresholds(scores: Array, check: Data, recipe: Recipe) -> dict[str, f
             if rule == "youden"
             else at_sensitivity(truth, mine, rule)
         )
-        found[label] = round(value, 3)
+        found[label] = _short(value, mine)
     return found
+
+
+def _short(threshold: float, scores: Array) -> float:
+    for places in range(3, 17):
+        value = round(threshold, places)
+        if ((scores >= value) == (scores >= threshold)).all():
+            return value
+    return threshold
 
 
 def evaluate(

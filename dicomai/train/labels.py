@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
+from itertools import zip_longest
 from pathlib import Path
 
 from dicomai.errors import Misuse
@@ -64,7 +65,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         if len(cells) > len(columns):
             raise Misuse(f"{path}, line {number}: {len(cells)} cells, but {len(columns)} columns")
     return [
-        {"line": str(number), **dict(zip(columns, (cell.strip() for cell in cells), strict=False))}
+        {"line": str(number), **dict(zip_longest(columns, map(str.strip, cells), fillvalue=""))}
         for number, cells in rows
     ]
 

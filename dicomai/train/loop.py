@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dicomai import durable
-from dicomai.errors import Stopped
+from dicomai.errors import Misuse, Stopped
 from dicomai.infer.network import HEAD, NetworkWithMaps
 from dicomai.train.augment import augment
 from dicomai.train.dataset import Data, at_size
@@ -275,6 +275,8 @@ class _Course:
             images_per_second=self.steps * self.recipe.batch_size / seconds,
             seconds=seconds,
         )
+        if not np.isfinite([done.loss, done.val_loss]).all():
+            raise Misuse("the loss is not finite any more: lower the recipe's learning_rate")
         state.epochs.append(done)
         if done.val_loss < state.best_loss:
             state.best_loss, state.waited = done.val_loss, 0

@@ -1,11 +1,10 @@
 """From a trained network to a model package, all or nothing."""
 
-import base64
 import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from dicomai.errors import Misuse
 from dicomai.infer import package
 from dicomai.infer.network import NetworkWithMaps, build
 from dicomai.study import Accepts, Model
+from dicomai.train.ancestry import FILE, Ancestry
 from dicomai.train.loop import MEAN, STD
 from dicomai.train.recipe import Recipe
 
@@ -55,16 +55,12 @@ code = {code}
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a model comes from. patients: keys of those it has learnt from; site: whose keys, or ""
-    where they are the Patient IDs of a public collection; fingerprints: of those images
-    """
+    """Where a model comes from."""
 
     training: str
     data_digest: str
     parent: str
-    site: str
-    patients: Collection[str]
-    fingerprints: Sequence[bytes]
+    ancestry: Ancestry
 
 
 def publish(
@@ -92,7 +88,7 @@ def publish(
         described = describe(recipe, size, accepts, thresholds, origin, name, version, sha256)
         (work / "model.toml").write_text(described)
         (work / "evaluation.json").write_text(json.dumps(evaluation, indent=1) + "\n")
-        (work / "learnt.json").write_text(learnt_from(origin))
+        (work / FILE).write_text(origin.ancestry.as_json())
     return package.read(folder)
 
 
@@ -138,18 +134,9 @@ def describe(
 
 
 def _lines(values: Mapping[str, Any]) -> str:
-    return "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
-
-
-def learnt_from(origin: Origin) -> str:
-    """What no descendant may be tested on, as learnt.json; no image can be made of it."""
-    return json.dumps(
-        {
-            "site": origin.site,
-            "patients": sorted(origin.patients),
-            "fingerprints": base64.b64encode(b"".join(origin.fingerprints)).decode(),
-        }
-    )
+    # JSON and TOML spell alike, but for what has no end.
+    lines = (f"{key} = {json.dumps(value)}" for key, value in values.items())
+    return "\n".join(line.replace("Infinity", "inf") for line in lines)
 
 
 def rounded(network: NetworkWithMaps, recipe: Recipe) -> NetworkWithMaps:

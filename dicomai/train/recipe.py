@@ -1,6 +1,8 @@
 """The recipe: everything that decides how a network is trained and judged, as data."""
 
+import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dicomai.errors import Misuse
 from dicomai.study import Code
 
+# As packages have them (dicomai.infer.package).
+Short = Annotated[str, Field(pattern=r"^[ -~]{1,16}$")]
 Printable = Annotated[str, Field(pattern=r"^[ -~]{1,64}$")]
 # From the image on; "head" is the one linear layer after them.
 STAGES = {
@@ -20,14 +24,14 @@ STAGES = {
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Target(_Section):
     """A label with its code (value, scheme, meaning)."""
 
     key: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
-    code: tuple[Printable, Printable, Printable]
+    code: tuple[Short, Short, Printable]
 
     def as_code(self) -> Code:
         """The code of a model package."""
@@ -90,7 +94,7 @@ class Recipe(_Section):
     size: int = Field(ge=32, le=1024)
     kind: Literal["multi-label", "multi-class"]
     start: str
-    seed: int
+    seed: int = Field(ge=0)
     batch_size: int = Field(ge=2)
     half_precision: bool
     gradient_clip: float = Field(gt=0)
@@ -122,6 +126,10 @@ class Recipe(_Section):
     def keys(self) -> tuple[str, ...]:
         """The labels' keys."""
         return tuple(label.key for label in self.labels)
+
+    def as_text(self, search: Mapping[str, float] | None = None) -> str:
+        """What tells one training from another."""
+        return json.dumps(self.model_dump() | ({"search": dict(search)} if search else {}))
 
     @property
     def activation(self) -> str:
