@@ -5,6 +5,8 @@ import pytest
 from numpy.typing import NDArray
 
 from dicomai.train.evaluate import (
+    COLDEST,
+    HOTTEST,
     Judged,
     at_sensitivity,
     auc,
@@ -13,12 +15,14 @@ from dicomai.train.evaluate import (
     difference,
     figures,
     intervals,
+    mean_auc,
     sensitivity_specificity,
     temperature,
     weighted_auc,
     weighted_average_precision,
     youden_by_source,
 )
+from dicomai.train.judge import shortened
 
 
 def counted_auc(truth: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
@@ -164,3 +168,26 @@ def test_a_threshold_reaches_the_sensitivity_that_is_wanted_and_hardly_more(want
     threshold = at_sensitivity(judged.truth, judged.score, wanted)
     sensitivity, _ = sensitivity_specificity(judged.truth, judged.score, threshold)
     assert wanted <= sensitivity < wanted + 0.02
+
+
+def test_sources_of_one_class_each_are_judged_together() -> None:
+    truth = np.array([0.0, 0, 0, 1, 1, 1])
+    score = np.array([0.1, 0.2, 0.3, 0.7, 0.8, 0.9])
+    sources = np.array(["healthy"] * 3 + ["sick"] * 3)
+    assert youden_by_source(truth, score, sources) == 0.5
+    logits = np.log(score / (1 - score))[:, None].astype("f4")
+    assert mean_auc(logits, truth[:, None].astype("f4"), sources) == 1.0
+
+
+def test_a_few_images_that_are_all_told_apart_do_not_make_certain() -> None:
+    logits, truth = np.array([-2.0, -1.0, 1.0, 2.0]), np.array([0.0, 0, 1, 1])
+    assert temperature(logits, truth) == pytest.approx(COLDEST, rel=1e-3)
+    assert temperature(logits, 1 - truth) == pytest.approx(HOTTEST, rel=1e-3)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.00031, 0.99954, 0.1234567])
+def test_a_threshold_is_written_short_and_calls_the_same(threshold: float) -> None:
+    scores = threshold + np.array([-2e-5, -1e-5, 1e-5, 2e-5])
+    found = shortened(threshold, scores)
+    assert ((scores >= found) == (scores >= threshold)).all()
+    assert len(str(found)) <= 8

@@ -53,9 +53,15 @@ def test_a_file_of_a_spreadsheet_is_read_with_its_semicolons_and_byte_order_mark
     assert item.reader == "import"
 
 
+def test_a_line_may_end_early(tmp_path: Path) -> None:
+    (item,) = read_statements(write(tmp_path, HEADER + "1.2,pneumonia,1"), KNOWN, "import")
+    assert (item.reader, item.read_on) == ("import", None)
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
+        ("1.2,pneumonia", "the value '' is none of present, absent, unsure"),
         ("1.2,fracture,present,A,", "the label 'fracture' is none of effusion, pneumonia"),
         ("1.2,pneumonia,maybe,A,", "the value 'maybe' is none of present, absent, unsure"),
         ("1.2,pneumonia,present,A,1.3.2026", "the date '1.3.2026' is not YYYY-MM-DD"),

@@ -1,12 +1,16 @@
 """Versions of a model and trainings: one at a time, and what was before comes back."""
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from studies import Bench
 from studies import bench as new_bench
 
-from dicomai.errors import LeaseLost, Misuse
+from dicomai.errors import LeaseLost, Misuse, ModelDamaged
+from dicomai.roles import choose_model
+from dicomai.settings import Settings, shipped
 from dicomai.store import registry, runs, truth
 from dicomai.store.database import Database
 
@@ -60,6 +64,39 @@ def test_what_was_withdrawn_may_be_activated_again(bench: Bench) -> None:
 def test_a_version_that_nobody_knows_is_refused(bench: Bench) -> None:
     with pytest.raises(Misuse, match="tiny 9 is not registered"):
         registry.activate(bench.database, "tiny", "9", "better")
+
+
+# What a daemon scores with
+
+
+def test_a_version_that_is_active_elsewhere_leaves_a_daemon_on_the_last_one_it_has(
+    database: Database, tmp_path: Path
+) -> None:
+    settings = Settings(data_dir=tmp_path)
+    assert choose_model(settings, database).version == "1"
+    registry.register(database, "chest-starter", "2", SHA)
+    registry.activate(database, "chest-starter", "2", "by another daemon")
+    assert choose_model(settings, database).version == "1"
+    registry.rollback(database, "chest-starter")
+    assert registry.active_version(database, "chest-starter") == "1"
+
+
+def test_a_damaged_candidate_does_not_stop_a_daemon_but_a_damaged_active_one_does(
+    database: Database, tmp_path: Path
+) -> None:
+    settings = Settings(data_dir=tmp_path)
+    assert choose_model(settings, database).version == "1"
+    folder = tmp_path / "models/chest-starter/5"
+    shutil.copytree(shipped("config/models/chest-starter/1"), folder)
+    toml = folder / "model.toml"
+    toml.write_text(toml.read_text().replace('version = "1"', 'version = "5"', 1))
+    assert registry.active_version(database, "chest-starter") == "1"
+    assert choose_model(settings, database).version == "1"
+    (folder / "weights.safetensors").write_bytes(b"damaged")
+    assert choose_model(settings, database).version == "1"
+    registry.activate(database, "chest-starter", "5", "by a person")
+    with pytest.raises(ModelDamaged, match="is damaged"):
+        choose_model(settings, database)
 
 
 # Trainings

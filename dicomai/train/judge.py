@@ -140,11 +140,12 @@ def choose_thresholds(scores: Array, check: Data, recipe: Recipe) -> dict[str, f
             if rule == "youden"
             else at_sensitivity(truth, mine, rule)
         )
-        found[label] = _short(value, mine)
+        found[label] = shortened(value, mine)
     return found
 
 
-def _short(threshold: float, scores: Array) -> float:
+def shortened(threshold: float, scores: Array) -> float:
+    """With as few places, three or more, as none of these scores is called otherwise by."""
     for places in range(3, 17):
         value = round(threshold, places)
         if ((scores >= value) == (scores >= threshold)).all():
