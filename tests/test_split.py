@@ -1,14 +1,21 @@
 """No patient and no near-duplicate crosses between what is learnt from and what is tested."""
 
 from collections import Counter
+from pathlib import Path
 
 import cv2
+import make
 import numpy as np
 import pytest
 
 from dicomai.demo.radiographs import pixels, radiographs
 from dicomai.prepare.fingerprint import BITS, fingerprint, near
+from dicomai.prepare.sample import Sample
+from dicomai.scoring import limits
+from dicomai.settings import Settings
+from dicomai.store.truth import Candidate
 from dicomai.study import Float32
+from dicomai.train.dataset import gather
 from dicomai.train.split import TEST, TRAIN, VAL, assign, twins
 
 PATIENTS = {f"patient {number}": () for number in range(5000)}
@@ -89,3 +96,45 @@ def test_a_copy_on_the_other_side_is_left_out() -> None:
     assert found.learnt == (1, 3)  # what is tested, and in val what is trained on
     assert found.tested == (4,)  # the ancestor knows it
     assert twins((TEST, TRAIN, VAL), (a, b, d), []) == type(found)((), ())
+
+
+class Shown:
+    """A pool that shows noise."""
+
+    def map(self, _function: object, calls: list[object]) -> list[list[Sample]]:
+        """An image for each call, each another."""
+        random = np.random.default_rng(1)
+        return [
+            [Sample(1, random.integers(0, 255, (32, 32), np.uint8), random.bytes(128), {})]
+            for _ in calls
+        ]
+
+
+def test_who_was_for_the_test_and_was_learnt_from_elsewhere_is_left_out() -> None:
+    kept = {f"p{n}": "train" if n < 20 else "val" if n < 30 else "test" for n in range(44)}
+    candidates = [
+        Candidate(
+            patient, __file__, patient, patient, "here", None,
+            {"pneumonia": [("file", "present" if number % 2 else "absent")]}, {},
+        )
+        for number, patient in enumerate(kept)
+    ]  # fmt: skip
+    found = gather(
+        candidates,
+        ["pneumonia"],
+        32,
+        make.accepts(),
+        lambda item: Path(item.path) if item.patient != "p0" else Path("gone"),
+        Shown(),  # type: ignore[arg-type]
+        limits(Settings()),
+        kept,
+        {"p1", "p30", "p31"},
+        (),
+        lambda items, _: items,
+    )
+    assert found.left_out == {
+        "for the test, but an ancestor has learnt from the patient": 2,
+        "the file is gone": 1,
+    }
+    assert set(found.data.of("test").patients) == {f"p{n}" for n in range(32, 44)}
+    assert "p1" in found.data.of("train").patients
