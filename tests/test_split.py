@@ -111,7 +111,7 @@ class Shown:
 
 
 def test_who_was_for_the_test_and_was_learnt_from_elsewhere_is_left_out() -> None:
-    kept = {f"p{n}": "train" if n < 20 else "val" if n < 30 else "test" for n in range(44)}
+    kept = {f"p{n}": "train" if n < 24 else "val" if n < 36 else "test" for n in range(52)}
     candidates = [
         Candidate(
             patient, __file__, patient, patient, "here", None,
@@ -128,7 +128,7 @@ def test_who_was_for_the_test_and_was_learnt_from_elsewhere_is_left_out() -> Non
         Shown(),  # type: ignore[arg-type]
         limits(Settings()),
         kept,
-        {"p1", "p30", "p31"},
+        {"p1", "p36", "p37"},
         (),
         lambda items, _: items,
     )
@@ -136,5 +136,5 @@ def test_who_was_for_the_test_and_was_learnt_from_elsewhere_is_left_out() -> Non
         "for the test, but an ancestor has learnt from the patient": 2,
         "the file is gone": 1,
     }
-    assert set(found.data.of("test").patients) == {f"p{n}" for n in range(32, 44)}
+    assert set(found.data.of("test").patients) == {f"p{n}" for n in range(38, 52)}
     assert "p1" in found.data.of("train").patients
