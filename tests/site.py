@@ -153,6 +153,8 @@ def write_labels(file: Path, labels: dict[str, str], shuffled: bool, day: str) -
         for uid, label in zip(labels, values, strict=True):
             value = "present" if label == "pneumonia" else "absent"
             writer.writerow([uid, "pneumonia", value, "reader A", day])
+        if shuffled:  # one more than the schedule waits for
+            writer.writerow([next(iter(labels)), "pneumonia", "unsure", "reader B", day])
 
 
 def wait_for_training(running: Daemon, number: int) -> dict[str, Any]:
@@ -174,7 +176,7 @@ def site(root: Path, first_epochs: int, epochs: int, size: int) -> list[str]:
     first_model(first, models)
     recipe_of(epochs, "3e-4", "active", size, root / "recipe.toml")
     more = (
-        f'[infer]\nmodel = "{NAME}"\n[retrain]\ncron = "* * * * *"\nmin_new_labels = {IMAGES}\n'
+        f'[infer]\nmodel = "{NAME}"\n[retrain]\ncron = "* * * * *"\nmin_new_labels = {IMAGES + 1}\n'
         f'recipe = "{root}/recipe.toml"\n'
     )
     url = f"sqlite:///{root}/dicomai.db"
@@ -186,11 +188,12 @@ def site(root: Path, first_epochs: int, epochs: int, size: int) -> list[str]:
         for start in range(0, len(files), 50):
             storescu(running.port, files[start : start + 50])
         running.wait_idle(len(files), 1800)
+        # The schedule looks every minute: only both together are labels enough.
+        write_labels(root / "labels.csv", labels, False, "2026-11-20")
+        _check(command(running.config, "labels", "import", str(root / "labels.csv")))
         kermany = shared() / "data/cxr"
         _check(command(running.config, "dataset", "add", str(kermany), "--labels",
                        str(_only_children(root)), "--name", "children"))  # fmt: skip
-        write_labels(root / "labels.csv", labels, False, "2026-11-20")
-        _check(command(running.config, "labels", "import", str(root / "labels.csv")))
         say("3. the schedule retrains")
         row = wait_for_training(running, 1)
         say(f"   {row['state']}, {row['decision']}: {row['reason']}")
