@@ -128,7 +128,7 @@ def retrain(
 
 def _forget_others(folder: Path) -> None:
     """Remove the checkpoints of trainings that were given up; their pages stay."""
-    for other in folder.parent.glob("*"):
+    for other in folder.parent.glob("*/"):
         if other != folder:
             _tidy(other)
 
