@@ -48,7 +48,7 @@ def unpack(file: Path, models: Path, known: Callable[[str, str], str | None]) ->
     except FileNotFoundError:
         raise Misuse(f"there is no file {file}") from None
     # What zipfile makes of damage, encryption and methods that it does not know.
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise ModelDamaged(f"{file} is no package, or damaged: export it again") from error
 
 

@@ -207,8 +207,9 @@ class _Training:
         self._folder.mkdir(parents=True, exist_ok=True)
         place = self._choose_recipe(data) if self._searched else self._folder
         network, epochs = self._fit(self._recipe, data, place, self._told)
-        for epoch in epochs:
-            runs.note_epoch(self._database, self._run, asdict(epoch))
+        if self._searched:  # which tells nobody of its trials' epochs
+            for epoch in epochs:
+                runs.note_epoch(self._database, self._run, asdict(epoch))
         return self._judge(network, epochs, gathered)
 
     def _fit(
@@ -389,10 +390,15 @@ class _Training:
         return np.stack(squares)
 
     def _decide(self, test: Data, before: Array, after: Array) -> Decision:
-        how, active = (
-            self._settings.retrain,
-            registry.active_version(self._database, self._parent.name),
-        )
+        how = self._settings.retrain
+        active = registry.active_version(self._database, self._parent.name)
+        against = [
+            f"the active model says {label.key}, the recipe does not"
+            for label in self._parent.labels
+            if label.key not in self._recipe.keys
+        ]
+        if active != self._parent.version:
+            against.append(f"version {active} is active, and not {self._parent.version}")
         return decide(
             self._recipe.keys,
             test.targets,
@@ -402,16 +408,7 @@ class _Training:
             test.patients,
             subgroups(test, judge.GROUPS),
             Rule(how.min_gain, how.margin, self._recipe.judgement.resamples, self._recipe.seed),
-            [
-                f"the active model says {label.key}, the recipe does not"
-                for label in self._parent.labels
-                if label.key not in self._recipe.keys
-            ]
-            + (
-                [f"version {active} is active, and not {self._parent.version}"]
-                if active != self._parent.version
-                else []
-            ),
+            against,
         )
 
     def _publish(

@@ -110,11 +110,10 @@ def gather(
     is left of a label.
     """
     left_out: Counter[str] = Counter()
-    known = [item for item in candidates if _targets(item, labels).size]
-    left_out["readers do not agree, or nobody is sure"] = len(candidates) - len(known)
-    there = [item for item in known if files(item).is_file()]
-    left_out["the file is gone"] = len(known) - len(there)
-    known = there
+    agreed = [item for item in candidates if _targets(item, labels).size]
+    left_out["readers do not agree, or nobody is sure"] = len(candidates) - len(agreed)
+    known = [item for item in agreed if files(item).is_file()]
+    left_out["the file is gone"] = len(agreed) - len(known)
     calls = [
         (files(item), accepts if item.source == RECEIVED else None, size, limits) for item in known
     ]

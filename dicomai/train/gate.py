@@ -112,10 +112,7 @@ def decide(
             old, new = (Judged(truth, x[mask, index], patients[mask]) for x in (before, after))
             if _says_enough(old):
                 found.append(_compare(label, name, old, new, rule))
-    refusals = [
-        *against,
-        *newcomers,
-    ]
+    refusals = [*against, *newcomers]
     refusals += [
         f"worse by more than {rule.margin:g}: {_words(item)}"
         for item in found
