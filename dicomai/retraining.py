@@ -165,7 +165,7 @@ class _Keeper:
                 self.lost = True
                 self.stop.set()
                 return
-            except Exception as error:  # noqa: BLE001 - the database may be away for a while
+            except SQLAlchemyError as error:  # the database may be away for a while
                 log.error("not_renewed", error=type(error).__name__)
 
 

@@ -109,39 +109,35 @@ def choose_model(settings: Settings, database: Database) -> Model:
         folders = " or ".join(str(folder) for folder in model_folders(settings))
         raise ModelDamaged(f"there is no model '{name}' in {folders}: correct infer.model")
     active = registry.active_version(database, name)
-    if active in found:
-        return found[active]
-    for version in registry.earlier_versions(database, name):
-        if version in found:
-            log.error("active_version_not_here", name=name, active=active, instead=version)
-            return found[version]
-    raise ModelDamaged(f"the active version {active} of {name} is not installed: install it")
+    here = [v for v in (active, *registry.earlier_versions(database, name)) if v in found]
+    if not here:
+        raise ModelDamaged(f"the active version {active} of {name} is not installed: install it")
+    chosen = found[here[0]]
+    package.verify(chosen)
+    if chosen.version != active:
+        log.error("active_version_not_here", name=name, active=active, instead=chosen.version)
+    return chosen
 
 
 def register_installed(settings: Settings, database: Database) -> dict[str, Model]:
-    """Verify and note the installed versions of infer.model: version -> package.
+    """Note the installed versions of infer.model: version -> package, unverified.
 
-    One that is damaged, or is not what the database knows by its version, is left out, unless it is
-    the active one.
+    One that is not what the database knows by its version is left out, unless it is the active one.
     """
     name, found = settings.infer.model, {}
-    active = registry.active_version(database, name)
     for model in package.installed(model_folders(settings)):
         if model.name != name:
             continue
-        try:
-            package.verify(model)
-            if registry.register(database, name, model.version, model.sha256) != model.sha256:
-                raise ModelDamaged(
-                    f"{model.path} is not the {name} {model.version} that the database knows: "
-                    "give it another version"
-                )
-        except ModelDamaged as error:
-            if active in {None, model.version}:
-                raise
-            log.error("package_left_out", reason=str(error))
-        else:
+        if registry.register(database, name, model.version, model.sha256) == model.sha256:
             found[model.version] = model
+            continue
+        words = (
+            f"{model.path} is not the {name} {model.version} that the database knows: "
+            "give it another version"
+        )
+        if model.version == registry.active_version(database, name):
+            raise ModelDamaged(words)
+        log.error("package_left_out", reason=words)
     return found
 
 

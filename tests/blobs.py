@@ -12,7 +12,7 @@ from daemon import command
 from numpy.typing import NDArray
 
 from dicomai.store.database import Database
-from dicomai.store.queue import keyed
+from dicomai.store.queue import patient_key
 from dicomai.train.split import assign
 
 RECIPE = """\
@@ -69,7 +69,7 @@ def patient_of(database: Database, number: int) -> str:
     with database.read() as connection:
         for attempt in range(1000):
             name = f"P{number}.{attempt}"
-            key = keyed(database, connection, name) or ""
+            key = patient_key(database, connection, name) or ""
             if assign({key: ()}, {}, ())[key][0] == split_of(number):
                 return name
     raise AssertionError("no name of a thousand")

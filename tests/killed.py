@@ -55,7 +55,6 @@ POINTS = {
     ),
     # retrain
     "an epoch is saved": Point("dicomai.train.loop:_save", "after", 2),
-    "a model is trained": Point("dicomai.retraining:publish", "before"),
     "a model's weights are written": Point("dicomai.train.publish:describe", "before"),
     "a model is about to be renamed": Point("pathlib:Path.rename", "before"),
 }

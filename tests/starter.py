@@ -28,8 +28,8 @@ from torch.nn import functional
 
 from dicomai.infer.network import NetworkWithMaps, build
 from dicomai.settings import load as read_settings
+from dicomai.study import UInt8
 from dicomai.train.augment import augment
-from dicomai.train.dataset import UInt8
 from dicomai.train.loop import normal
 from dicomai.train.recipe import Augmentation
 from dicomai.train.recipe import load as read_recipe

@@ -114,9 +114,12 @@ def _unsent(uid: Any) -> Select[Any]:
     )
 
 
-def _labels(uid: Any) -> Select[Any]:
-    """What is said of a study or its images."""
-    uids = select(instance.c.sop_instance_uid).where(instance.c.study_instance_uid == uid)
+def _labels(uid: Any, key: str | None = None) -> Select[Any]:
+    """What is said of a study, or of its images; key: of its images, only a patient's.
+
+    Of a study of two patients nobody knows of whom it is said.
+    """
+    uids = select(instance.c.sop_instance_uid).where(*_images(uid, key))
     return select(label.c.id).where(
         or_(
             and_(label.c.subject == "study", label.c.subject_id == uid),
@@ -244,11 +247,8 @@ def _delete(connection: Connection, table: Any, uid: str) -> int:
 
 def _remove_labels(connection: Connection, uid: str, key: str | None) -> None:
     """What readers said of these images, the documents they said it in, and whose split it was."""
+    connection.execute(delete(label).where(label.c.id.in_(_labels(uid, key))))
     uids = select(instance.c.sop_instance_uid).where(*_images(uid, key))
-    of_images = and_(label.c.subject == "image", label.c.subject_id.in_(uids))
-    # Of a study of two patients nobody knows of whom it is said.
-    of_study = and_(label.c.subject == "study", label.c.subject_id == uid)
-    connection.execute(delete(label).where(or_(of_images, of_study)))
     connection.execute(
         delete(document).where(
             document.c.study_instance_uid == uid, document.c.sop_instance_uid.in_(uids)
@@ -278,6 +278,6 @@ def _remove_images(connection: Connection, uid: str, key: str | None) -> int:
     return len(digests)
 
 
-def _images(uid: str, key: str | None) -> list[ColumnElement[bool]]:
+def _images(uid: Any, key: str | None) -> list[ColumnElement[bool]]:
     of_study = [instance.c.study_instance_uid == uid]
     return of_study if key is None else [*of_study, instance.c.patient == key]

@@ -3,13 +3,13 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from typing import Any
 
 from sqlalchemy import Connection, String, cast, delete, func, select, update
 
 from dicomai.store.database import Database
-from dicomai.store.queue import accession_key, held_here, keyed
+from dicomai.store.queue import accession_key, held_here, keyed, patient_key
 from dicomai.store.tables import document, example, instance, label, patient_split, study
 
 PAGE = 500  # names in one statement
@@ -159,49 +159,21 @@ def add_examples(
     same or gone.
     """
     outcome = Counter[str]()
+    statements: list[Said] = []
     with database.write() as connection:
         now = database.now(connection)
         known = {
             row.path: row
             for row in connection.execute(select(example).where(example.c.dataset == dataset))
         }
-        statements = []
         for item in examples:
-            patient = keyed(database, connection, item.patient_id)
-            values = {
-                "digest": item.digest,
-                "patient": patient,
-                "source": item.source,
-                "split": item.split,
-                "sex": item.sex,
-                "age_years": item.age_years,
-                "view": item.view,
-                "manufacturer": item.manufacturer,
-            }
+            patient = patient_key(database, connection, item.patient_id)
             old = known.get(item.path)
-            if old is None:
-                whole = {"dataset": dataset, "path": item.path, "added_at": now, **values}
-                statement = example.insert().values(**whole).returning(example.c.id)
-                number = connection.execute(statement).scalar_one()
-                outcome["new"] += 1
-            else:
-                number = old.id
-                is_same = all(getattr(old, key) == value for key, value in values.items())
-                outcome["same" if is_same else "changed"] += 1
-                if not is_same:
-                    connection.execute(
-                        update(example).where(example.c.id == number).values(**values)
-                    )
+            number, became = _keep_example(connection, dataset, item, patient, old, now)
+            outcome[became] += 1
+            subject = ("example", str(number))
             statements += [
-                Said(
-                    ("example", str(number)),
-                    key,
-                    value,
-                    item.reader,
-                    item.read_on,
-                    "file",
-                    origin,
-                )
+                Said(subject, key, value, item.reader, item.read_on, "file", origin)
                 for key, value in item.labels.items()
             ]
         gone = [known[path].id for path in known.keys() - {item.path for item in examples}]
@@ -210,6 +182,35 @@ def add_examples(
         labels = _say(database, connection, statements)
         labels["gone"] = _forget_unsaid(connection, dataset, statements)
         return +outcome, +labels
+
+
+def _keep_example(
+    connection: Connection,
+    dataset: str,
+    item: Example,
+    patient: str | None,
+    old: Any,
+    now: datetime,
+) -> tuple[int, str]:
+    """Its row's id, and whether it was new, changed or same; old: its row, None without one."""
+    values = {
+        "digest": item.digest,
+        "patient": patient,
+        "source": item.source,
+        "split": item.split,
+        "sex": item.sex,
+        "age_years": item.age_years,
+        "view": item.view,
+        "manufacturer": item.manufacturer,
+    }
+    if old is None:
+        whole = {"dataset": dataset, "path": item.path, "added_at": now, **values}
+        statement = example.insert().values(**whole).returning(example.c.id)
+        return connection.execute(statement).scalar_one(), "new"
+    if all(getattr(old, key) == value for key, value in values.items()):
+        return int(old.id), "same"
+    connection.execute(update(example).where(example.c.id == old.id).values(**values))
+    return int(old.id), "changed"
 
 
 def _forget_examples(connection: Connection, ids: Sequence[int]) -> None:
@@ -348,7 +349,7 @@ def keep_splits(database: Database, chosen: Mapping[str, tuple[str, str]]) -> No
 def patients_of(database: Database, patient_ids: Collection[str]) -> set[str]:
     """The keys that patients with these Patient IDs have here."""
     with database.read() as connection:
-        found = {keyed(database, connection, patient_id) for patient_id in patient_ids}
+        found = {patient_key(database, connection, patient_id) for patient_id in patient_ids}
     return {key for key in found if key is not None}
 
 

@@ -282,7 +282,8 @@ def _comparisons(story: Story) -> str:
         name = f"{_text(item.label)}, {_text(item.group)}<small>{item.images:,} images</small>"
         return [name, f"{item.before:.3f}", f"{item.after:.3f}", _interval(item.gain, signed=True)]
 
-    mean = f"<p>Gain in AUC, the mean of all labels: {_interval(story.decision.gain, True)}</p>"
+    gain = _interval(story.decision.gain, signed=True)
+    mean = f"<p>Gain in AUC, the mean over labels and sources: {gain}</p>"
     head = ["", "active", "candidate", "difference in AUC"]
     return mean + _table(head, [row(item) for item in story.decision.comparisons])
 
