@@ -307,14 +307,14 @@ class _Training:
         size = recipe.phases[-1].size or recipe.size
         check, test = (data.of(split).at(size) for split in ("val", "test"))
         plain = judge.probabilities(judge.exact(network, test, recipe), recipe.kind)
-        temperatures = judge.calibrate(network, check, recipe)
+        scales = judge.calibrate(network, check, recipe)
         final = rounded(network, recipe)
         scores = {
             name: judge.probabilities(judge.exact(final, part, recipe), recipe.kind)
             for name, part in (("val", check), ("test", test))
         }
         thresholds = judge.choose_thresholds(scores["val"], check, recipe)
-        evaluation = judge.evaluate(plain, scores["test"], test, thresholds, temperatures, recipe)
+        evaluation = judge.evaluate(plain, scores["test"], test, thresholds, scales, recipe)
         before = self._scores_of_parent(test)
         decision = self._decide(test, before, scores["test"])
         self._go_on()

@@ -98,7 +98,7 @@ def reporting(settings: Settings) -> Reporting:
 
 
 def choose_model(settings: Settings, database: Database) -> Model:
-    """The active version, verified; the first version found becomes active.
+    """The active version, verified; where none is, the newest that is found becomes active.
 
     Where the active one is not in this folder, as after a training of another daemon of the
     database, the last one before it that is: the work goes on, and every result names its version.
@@ -125,9 +125,8 @@ def register_installed(settings: Settings, database: Database) -> dict[str, Mode
     One that is not what the database knows by its version is left out, unless it is the active one.
     """
     name, found = settings.infer.model, {}
-    for model in package.installed(model_folders(settings)):
-        if model.name != name:
-            continue
+    mine = [model for model in package.installed(model_folders(settings)) if model.name == name]
+    for model in sorted(mine, key=_age, reverse=True):  # the first one becomes active
         if registry.register(database, name, model.version, model.sha256) == model.sha256:
             found[model.version] = model
             continue
@@ -139,6 +138,11 @@ def register_installed(settings: Settings, database: Database) -> dict[str, Mode
             raise ModelDamaged(words)
         log.error("package_left_out", reason=words)
     return found
+
+
+def _age(model: Model) -> tuple[int, str]:
+    """What versions are ordered by: their numbers, and names before all numbers."""
+    return (int(model.version) if model.version.isdecimal() else -1), model.version
 
 
 def work_until(stop: threading.Event, step: Callable[[], bool]) -> None:

@@ -54,6 +54,8 @@ POINTS = {
         "alembic.operations:Operations.create_table", "after"
     ),
     # retrain
+    "an epoch is in the middle": Point("dicomai.train.loop:training_loss", "before", 4),
+    "the first epoch is saved": Point("dicomai.train.loop:_save", "after"),
     "an epoch is saved": Point("dicomai.train.loop:_save", "after", 2),
     "a model's weights are written": Point("dicomai.train.publish:describe", "before"),
     "a model is about to be renamed": Point("pathlib:Path.rename", "before"),

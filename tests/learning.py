@@ -38,7 +38,7 @@ def collection(recipe: Recipe, sources: Sequence[str] = ()) -> Data:
             candidates,
             recipe.keys,
             recipe.size,
-            package.read(shipped("config/models/chest-starter/1")).accepts,
+            package.read(shipped("config/models/chest-starter/2")).accepts,
             lambda item: Path(item.path),
             pool,
             limits(settings),

@@ -60,7 +60,7 @@ def is_mistaken(line: str, cell: Cell) -> bool:
 
 def permissive() -> Model:
     """The shipped model, as one that accepts every image and finds something in it."""
-    model = package.read(shipped("config/models/chest-starter/1"))
+    model = package.read(shipped("config/models/chest-starter/2"))
     (label,) = model.labels
     accepts = make.accepts(
         modalities=(), body_parts=(), views=(), photometric=(), presentation_intents=(), min_size=1

@@ -75,7 +75,7 @@ def heat_of(file: Path, engine: Engine, model: package.Model, work: Path) -> Flo
 
 def play(found: Sequence[Box], work: Path) -> tuple[float, float]:
     """Share of boxes that hold the map's highest place, and that hold the centre."""
-    model = package.read(shipped("config/models/chest-starter/1"))
+    model = package.read(shipped("config/models/chest-starter/2"))
     engine = Engine(model, "cpu")
     hits, central = [], []
     for index, box in enumerate(found):

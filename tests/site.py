@@ -86,7 +86,7 @@ def first_model(recipe: Recipe, models: Path) -> None:
     final = rounded(network, recipe)
     scores = judge.probabilities(judge.exact(final, check, recipe), recipe.kind)
     thresholds = judge.choose_thresholds(scores, check, recipe)
-    starter = package.read(shipped("config/models/chest-starter/1"))
+    starter = package.read(shipped("config/models/chest-starter/2"))
     mine = data.where(data.splits != "test")
     publish(
         final,

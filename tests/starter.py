@@ -1,9 +1,10 @@
-"""Makes the next chest-starter from the shared radiographs: `make starter` (two cores: 90 minutes).
+"""Makes the next chest-starter from the shared radiographs (`make starter`, half an hour).
 
-1. Without labels, a ResNet50 learns to see in the radiographs of the train split what another
-   network, which has learnt from ImageNet's photographs, sees in them: the other's last maps are
-   what its own are to be turned into by one linear layer (Romero et al., FitNets, ICLR 2015).
-2. `dicomai retrain` with starter.toml goes on from there with the labels, and judges and publishes.
+1. The starter before goes on learning from the train split, and learns besides to see in a
+   radiograph what another network, which has learnt from ImageNet's photographs, sees in it: the
+   other's last maps are what its own are to be turned into by one linear layer (Romero et al.,
+   FitNets, ICLR 2015).
+2. `dicomai retrain` with starter.toml trains the last layer anew, calibrates, judges and publishes.
 
 Each step goes on where it was killed.
 """
@@ -26,27 +27,25 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dicomai.infer.network import NetworkWithMaps, build
+from dicomai.infer import package
+from dicomai.infer.network import NetworkWithMaps
 from dicomai.settings import load as read_settings
+from dicomai.settings import shipped
 from dicomai.study import UInt8
 from dicomai.train.augment import augment
+from dicomai.train.dataset import Data
+from dicomai.train.evaluate import weighted_auc
 from dicomai.train.loop import normal
-from dicomai.train.recipe import Augmentation
+from dicomai.train.losses import class_weights, training_loss
+from dicomai.train.recipe import Recipe
 from dicomai.train.recipe import load as read_recipe
+from dicomai.train.start import begin
 
 RECIPE = Path(__file__).with_name("starter.toml")
+BEFORE = "config/models/chest-starter/1"
 SEED, BATCH = 20261121, 32
-TEACHER_SIZE, TEACHER_MAPS = 224, 1280
-# More than a radiologist's image varies: nothing is said of it, it is only looked at.
-VIEWS = Augmentation(
-    rotation_degrees=15,
-    shift=0.15,
-    zoom=0.4,
-    aspect=0.15,
-    brightness=0.3,
-    contrast=0.3,
-    horizontal_flip=True,
-)
+TEACHER_MAPS = 1280
+SEEING = 3.0  # what a unit of distance from the teacher's maps weighs beside the labels' loss
 Teacher = Callable[[Tensor], Tensor]
 
 
@@ -57,6 +56,9 @@ class Stage:
     size: int
     epochs: int
     learning_rate: float
+
+
+STAGES = (Stage(112, 10, 4e-4), Stage(224, 4, 1.5e-4))
 
 
 def teacher() -> Teacher:
@@ -80,71 +82,121 @@ def teacher() -> Teacher:
     return look
 
 
-def pretrain(images: UInt8, look: Teacher, stages: list[Stage], file: Path) -> NetworkWithMaps:
+@dataclass
+class Student:
+    """What learns, and what it learns from."""
+
+    network: NetworkWithMaps
+    turned: nn.Conv2d  # its last maps as the teacher's
+    look: Teacher
+    moments: tuple[Tensor, Tensor]
+    weights: Tensor
+    recipe: Recipe
+
+    def learn(
+        self, images: UInt8, targets: Tensor, size: int, random: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """The labels' loss of a batch, and the distance from the teacher's maps."""
+        how = self.recipe
+        plain = torch.from_numpy(images)[:, None].float() / 255
+        views = augment(plain, how.augmentation, random)
+        mean, deviation = self.moments
+        wanted = (self.look(views) - mean) / deviation
+        with torch.autocast("cpu", torch.bfloat16):
+            maps = self.network.features(normal(at_size(views, size), 1))
+            pooled = functional.dropout(maps.mean((2, 3)), how.loss.dropout)
+            logits, found = self.network.head(pooled), self.turned(maps)
+        wanted = functional.adaptive_avg_pool2d(wanted, (found.shape[2], found.shape[3]))
+        said = training_loss(logits.float(), targets, self.weights, how.kind, how.loss)
+        return said, functional.smooth_l1_loss(found.float(), wanted)
+
+
+def pretrain(data: Data, check: Data, look: Teacher, recipe: Recipe, file: Path) -> NetworkWithMaps:
     """The student; file: a checkpoint after every epoch, from which it goes on."""
     torch.manual_seed(SEED)
     torch.set_flush_denormal(True)
-    network = build("resnet50", 1, 1).to(memory_format=torch.channels_last)
+    start = recipe.model_copy(update={"start": "active"})
+    network = begin(start, package.read(shipped(BEFORE)))
     turned = nn.Conv2d(2048, TEACHER_MAPS, 1)
-    mean, deviation = _moments(images, look)
+    targets = torch.from_numpy(data.targets)
+    weights = class_weights(targets, "balanced")
+    moments = _moments(data.images, look, recipe)
+    student = Student(network, turned, look, moments, weights, recipe)
     done: dict[str, Any] = {"epoch": 0}
     if file.is_file():
         done = torch.load(file, weights_only=True)
         network.load_state_dict(done["network"])
         turned.load_state_dict(done["turned"])
-    first = 0
-    for stage in stages:
-        optimizer = torch.optim.AdamW(
-            [*network.parameters(), *turned.parameters()], stage.learning_rate, weight_decay=0.05
-        )
+    learning = [*network.parameters(), *turned.parameters()]
+    first, steps = 0, len(data) // BATCH
+    for stage in STAGES:
+        optimizer = torch.optim.AdamW(learning, stage.learning_rate, weight_decay=0.05)
         if first < done["epoch"] < first + stage.epochs:
             optimizer.load_state_dict(done["optimizer"])
         for epoch in range(max(first, done["epoch"]), first + stage.epochs):
-            started = time.monotonic()
+            started, losses = time.monotonic(), []
             random = torch.Generator().manual_seed(SEED + epoch)
-            order = torch.randperm(len(images), generator=random).numpy()
-            steps, losses = len(images) // BATCH, []
+            order = torch.randperm(len(data), generator=random).numpy()
             network.train()
             for step in range(steps):
-                at = (epoch - first + step / steps) / stage.epochs
+                at = epoch - first + step / steps
+                warm = min(1.0, at + 1 / steps)
                 for group in optimizer.param_groups:
-                    warm = min(1.0, (epoch - first) + (step + 1) / steps)
-                    group["lr"] = stage.learning_rate * warm * (1 + math.cos(math.pi * at)) / 2
-                chosen = images[order[step * BATCH : (step + 1) * BATCH]]
-                views = augment(torch.from_numpy(chosen)[:, None].float() / 255, VIEWS, random)
-                wanted = (look(views) - mean) / deviation
-                small = functional.interpolate(views, size=(stage.size, stage.size), mode="area")
-                with torch.autocast("cpu", torch.bfloat16):
-                    found = turned(network.features(normal(small, 1)))
-                wanted = functional.adaptive_avg_pool2d(wanted, list(found.shape[2:]))
-                loss = functional.smooth_l1_loss(found.float(), wanted)
+                    cosine = (1 + math.cos(math.pi * at / stage.epochs)) / 2
+                    group["lr"] = stage.learning_rate * warm * cosine
+                chosen = order[step * BATCH : (step + 1) * BATCH]
+                said, seen = student.learn(data.images[chosen], targets[chosen], stage.size, random)
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                (said + SEEING * seen).backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(network.parameters(), 5.0)
                 optimizer.step()
-                losses.append(float(loss.detach()))
-            say(
-                f"{stage.size} px, epoch {epoch + 1}: distance {np.mean(losses):.4f}, "
-                f"{time.monotonic() - started:.0f} s"
-            )
-            scratch = file.with_suffix(".part")
+                losses.append((float(said.detach()), float(seen.detach())))
             state = {
                 "epoch": epoch + 1,
                 "network": network.state_dict(),
                 "turned": turned.state_dict(),
                 "optimizer": optimizer.state_dict(),
             }
+            scratch = file.with_suffix(".part")
             torch.save(state, scratch)
             scratch.rename(file)
+            loss, distance = np.mean(losses, 0)
+            say(
+                f"{stage.size} px, epoch {epoch + 1}: loss {loss:.4f}, distance {distance:.4f}, "
+                f"{time.monotonic() - started:.0f} s; AUC of val {_aucs(network, check, stage)}"
+            )
         first += stage.epochs
     return network
 
 
-def _moments(images: UInt8, look: Teacher) -> tuple[Tensor, Tensor]:
+def at_size(views: Tensor, size: int) -> Tensor:
+    """Squares of another size."""
+    return functional.interpolate(views, size=(size, size), mode="area")
+
+
+def _aucs(network: NetworkWithMaps, check: Data, stage: Stage) -> str:
+    """Of each source."""
+    network.eval()
+    logits = []
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        for start in range(0, len(check), BATCH):
+            plain = torch.from_numpy(check.images[start : start + BATCH])[:, None].float() / 255
+            logits.append(network(normal(at_size(plain, stage.size), 1))[0].float())
+    scores = torch.cat(logits)[:, 0].numpy()
+    words = []
+    for source in sorted(set(check.sources)):
+        mine = check.sources == source
+        ones = np.ones((1, int(mine.sum())))
+        value = weighted_auc(check.targets[mine, 0], scores[mine], ones)[0]
+        words.append(f"{source} {value:.3f}")
+    return ", ".join(words)
+
+
+def _moments(images: UInt8, look: Teacher, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each of the teacher's maps: (1, 1280, 1, 1)."""
     random = torch.Generator().manual_seed(SEED)
-    some = images[np.linspace(0, len(images) - 1, 512).astype(int)]
-    views = augment(torch.from_numpy(some)[:, None].float() / 255, VIEWS, random)
+    some = torch.from_numpy(images[np.linspace(0, len(images) - 1, 512).astype(int)])
+    views = augment(some[:, None].float() / 255, recipe.augmentation, random)
     maps = torch.cat([look(part) for part in views.split(64)])
     # A map that is almost always dark is not to weigh more than the others.
     return maps.mean((0, 2, 3), keepdim=True), maps.std((0, 2, 3), keepdim=True) + 0.02
@@ -159,8 +211,6 @@ def main() -> None:
     """`starter.py --out FOLDER`: FOLDER/data/models/chest-starter/2 is the new version."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("var/starter"))
-    parser.add_argument("--epochs", type=int, default=24, help="at 112 pixels")
-    parser.add_argument("--large-epochs", type=int, default=4, help="at 224 pixels")
     given = parser.parse_args()
     out: Path = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -168,10 +218,10 @@ def main() -> None:
     recipe = RECIPE.read_text().replace("START", str(start))
     (out / "recipe.toml").write_text(recipe)
     if not start.is_file():
-        learn = collection(read_recipe(out / "recipe.toml")).of("train")
-        say(f"{len(learn)} images without their labels")
-        stages = [Stage(112, given.epochs, 1e-3), Stage(224, given.large_epochs, 3e-4)]
-        network = pretrain(learn.images, teacher(), stages, out / "pretraining.pt")
+        read = read_recipe(out / "recipe.toml")
+        both = collection(read)
+        learn, check = both.of("train"), both.of("val")
+        network = pretrain(learn, check, teacher(), read, out / "pretraining.pt")
         weights = {key: value.contiguous() for key, value in network.net.state_dict().items()}
         save_file(weights, start)
     config.write_text(

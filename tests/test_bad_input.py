@@ -198,9 +198,9 @@ def test_an_unknown_destination(site: Site) -> None:
 
 def damage(site: Site, broken: str) -> None:
     """The shipped model in the site's own folder, with broken weights or a broken description."""
-    folder = site.folder / "data" / "models" / "chest-starter" / "1"
+    folder = site.folder / "data" / "models" / "chest-starter" / "2"
     folder.mkdir(parents=True)
-    shutil.copy(shipped("config/models/chest-starter/1/model.toml"), folder)
+    shutil.copy(shipped("config/models/chest-starter/2/model.toml"), folder)
     if broken == "weights":
         (folder / "weights.safetensors").write_bytes(b"\0" * 1000)
     if broken == "model.toml":
@@ -211,7 +211,7 @@ def damage(site: Site, broken: str) -> None:
 @pytest.mark.parametrize("arguments", [["run"], ["model", "verify", "chest-starter"]])
 def test_a_damaged_model(site: Site, broken: str, arguments: list[str]) -> None:
     damage(site, broken)
-    site.refuses(arguments, FAILED, "data/models/chest-starter/1", "install the package again")
+    site.refuses(arguments, FAILED, "data/models/chest-starter/2", "install the package again")
 
 
 def test_a_damaged_model_and_good_files(site: Site) -> None:

@@ -163,7 +163,7 @@ def test_the_command_says_each_figure_and_ends_with_1_where_something_is_wrong(s
     done = command(config, "doctor", "--deep")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("\nno problem\n")
-    for figure in ("studies       1: 1 analyzed", "chest-starter 1", "TLS is off", "GB free"):
+    for figure in ("studies       1: 1 analyzed", "chest-starter 2", "TLS is off", "GB free"):
         assert figure in done.stdout
 
     site.file("inbox").unlink()
@@ -249,7 +249,7 @@ ROWS = [
     ),
     (
         "UPDATE model SET sha256 = 'x'",
-        "is not the chest-starter 1 that the database knows",
+        "is not the chest-starter 2 that the database knows",
     ),
     ("UPDATE model SET version = '7'", "chest-starter 7 is not installed"),
 ]
@@ -350,7 +350,7 @@ def test_deep_finds_a_result_that_is_another_or_none(site: Site) -> None:
         ("results/1.2/1.2.3.dcm", "without a row, older than ten minutes"),
         ("inbox/1.2/0a.part", "temporary, older than ten minutes"),
         ("0b.part", "temporary, older than ten minutes: remove it"),
-        ("models/chest-starter/2.part/2/model.toml.part", "temporary"),
+        ("models/chest-starter/3.part/3/model.toml.part", "temporary"),
     ],
 )
 def test_what_was_left_over_is_named_once_it_is_old(site: Site, name: str, words: str) -> None:
@@ -390,8 +390,8 @@ def test_a_disk_that_is_nearly_full_is_said(site: Site) -> None:
 
 
 def test_a_damaged_model_is_said(site: Site) -> None:
-    copy = site.data / "models" / "chest-starter" / "1"
-    shutil.copytree(shipped("config/models/chest-starter/1"), copy)
+    copy = site.data / "models" / "chest-starter" / "2"
+    shutil.copytree(shipped("config/models/chest-starter/2"), copy)
     assert site.complaints() == []
     with (copy / "weights.safetensors").open("r+b") as file:
         file.seek(-8, os.SEEK_END)

@@ -1,9 +1,16 @@
 """Figures, their intervals, calibration and thresholds: by the book, and the same again."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from test_loop import shapes
 
+from dicomai.infer.network import build
+from dicomai.settings import shipped
+from dicomai.train import judge
 from dicomai.train.evaluate import (
     COLDEST,
     HOTTEST,
@@ -16,13 +23,14 @@ from dicomai.train.evaluate import (
     figures,
     intervals,
     mean_auc,
+    scaling,
     sensitivity_specificity,
-    temperature,
     weighted_auc,
     weighted_average_precision,
     youden_by_source,
 )
 from dicomai.train.judge import shortened
+from dicomai.train.recipe import Target, load
 
 
 def counted_auc(truth: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
@@ -145,12 +153,43 @@ def test_the_interval_of_a_difference_is_narrower_in_the_same_resamples() -> Non
     assert paired.value == pytest.approx(apart[1].value - apart[0].value)
 
 
+@pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize("true", [0.4, 1.0, 3.0])
-def test_the_temperature_is_found_by_which_logits_are_too_large(true: float) -> None:
+def test_what_logits_are_too_large_by_and_shifted_by_is_found(true: float, classes: int) -> None:
     rng = np.random.default_rng(6)
-    logits = rng.normal(0, 2, 20_000)
-    truth = (rng.random(20_000) < 1 / (1 + np.exp(-logits))).astype(float)
-    assert temperature(logits * true, truth) == pytest.approx(true, rel=0.05)
+    logits = rng.normal(0, 2, (40_000, classes))
+    shift = np.linspace(0, 1.5, classes)
+    # The class of the largest sum of logit and Gumbel noise is drawn by the softmax.
+    chosen = (logits + shift + rng.gumbel(size=logits.shape)).argmax(1)
+    divisor, bias = scaling(logits * true, chosen)
+    assert divisor == pytest.approx(true, rel=0.05)
+    np.testing.assert_allclose(bias - bias[0], shift, atol=0.08)
+
+
+@pytest.mark.parametrize("kind", ["multi-label", "multi-class"])
+def test_a_calibrated_network_says_what_is_likely(kind: str) -> None:
+    labels = tuple(Target(key=key, code=("1", "99X", key)) for key in ("a", "b"))
+    recipe = load(shipped("config/recipe.toml")).model_copy(update={"kind": kind, "labels": labels})
+    torch.manual_seed(1)
+    network, data = build("resnet18", 1, 2).eval(), shapes(400, "val", 1)
+    head = network.head
+    with torch.no_grad():
+        logits = judge.exact(network, data, recipe)
+        size = 2 / torch.from_numpy(logits.std(0)).float()
+        head.bias.sub_(torch.from_numpy(logits.mean(0)).float()).mul_(size)
+        head.weight.mul_(size[:, None])
+    likely = judge.probabilities(judge.exact(network, data, recipe), kind)
+    there = np.random.default_rng(1).random((400, 2)) < likely
+    if kind == "multi-class":
+        there[:, 1] = ~there[:, 0]
+    with torch.no_grad():  # what class weights and too much certainty do
+        head.weight.mul_(3)
+        head.bias.mul_(3).add_(torch.tensor([2.0, -1.0]))
+    check = replace(data, targets=there.astype(np.float32))
+    scales = judge.calibrate(network, check, recipe)
+    found = judge.probabilities(judge.exact(network, data, recipe), kind)
+    assert np.abs(found - likely).mean() < 0.05
+    assert [divisor for divisor, _ in scales] == pytest.approx([3, 3], rel=0.25)
 
 
 def test_calibration_error_is_what_probabilities_are_off_by() -> None:
@@ -180,9 +219,14 @@ def test_sources_of_one_class_each_are_judged_together() -> None:
 
 
 def test_a_few_images_that_are_all_told_apart_do_not_make_certain() -> None:
-    logits, truth = np.array([-2.0, -1.0, 1.0, 2.0]), np.array([0.0, 0, 1, 1])
-    assert temperature(logits, truth) == pytest.approx(COLDEST, rel=1e-3)
-    assert temperature(logits, 1 - truth) == pytest.approx(HOTTEST, rel=1e-3)
+    logits = np.array([[0, -2.0], [0, -1], [0, 1], [0, 2]])
+    chosen = np.array([0, 0, 1, 1])
+    divisor, (absent, present) = scaling(logits, chosen)
+    sure = 1 / (1 + np.exp(-(logits[:, 1] / divisor + present - absent)))
+    assert 0.6 < sure[2:].mean() < 0.8  # Platt's target is 3 of 4
+    assert scaling(logits, 1 - chosen)[0] == pytest.approx(HOTTEST, rel=0.05)
+    easy = np.repeat(logits, 1000, 0) / 10
+    assert scaling(easy, np.repeat(chosen, 1000))[0] == pytest.approx(COLDEST, rel=0.05)
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.00031, 0.99954, 0.1234567])

@@ -47,7 +47,7 @@ def test_a_map_below_every_level_has_no_line() -> None:
 @pytest.fixture(scope="module")
 def engine() -> Engine:
     """The shipped model on the processor."""
-    return Engine(package.read(shipped("config/models/chest-starter/1")), "cpu")
+    return Engine(package.read(shipped("config/models/chest-starter/2")), "cpu")
 
 
 def test_the_channels_are_those_with_the_largest_weights(engine: Engine) -> None:
@@ -83,7 +83,7 @@ def test_try_explain_writes_a_map_for_each_label_and_one_sheet_of_channels(tmp_p
     picture = cv2.imread(str(tmp_path / "out" / str(ds.StudyInstanceUID) / name))
     assert picture is not None
     assert picture.shape[1] == 512
-    sheet = cv2.imread(str(tmp_path / "out" / "chest-starter.1.pneumonia.channels.png"))
+    sheet = cv2.imread(str(tmp_path / "out" / "chest-starter.2.pneumonia.channels.png"))
     assert sheet is not None
     assert sheet.std() > 20
 

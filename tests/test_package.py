@@ -16,13 +16,13 @@ from dicomai.infer import package
 from dicomai.infer.engine import Engine
 from dicomai.settings import shipped
 
-SHIPPED = shipped("config/models/chest-starter/1")
+SHIPPED = shipped("config/models/chest-starter/2")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A copy of the shipped package that a test may damage."""
-    return Path(shutil.copytree(SHIPPED, tmp_path / "models" / "chest-starter" / "1"))
+    return Path(shutil.copytree(SHIPPED, tmp_path / "models" / "chest-starter" / "2"))
 
 
 def edit(folder: Path, old: str, new: str) -> None:
@@ -60,7 +60,7 @@ def lose_a_layer(folder: Path) -> None:
 def test_the_shipped_model_reads_and_verifies() -> None:
     model = package.read(SHIPPED)
     package.verify(model)
-    assert (model.name, model.version) == ("chest-starter", "1")
+    assert (model.name, model.version) == ("chest-starter", "2")
     assert [label.code.meaning for label in model.labels] == ["Pneumonia"]
     assert all(0 < label.threshold < 1 for label in model.labels)
     assert len(model.preprocessing.mean) == len(model.preprocessing.std) == model.channels
@@ -118,10 +118,11 @@ def test_preprocessing_that_cannot_work_is_refused(folder: Path, what: str) -> N
 
 
 def test_every_version_is_found_and_the_sites_own_folder_wins(folder: Path) -> None:
-    other = Path(shutil.copytree(folder, folder.parent / "2"))
-    edit(other, 'version = "1"', 'version = "2"')
+    other = Path(shutil.copytree(folder, folder.parent / "9"))
+    edit(other, 'version = "2"', 'version = "9"')
     found = package.installed((folder.parents[1], SHIPPED.parents[1]))
-    assert [(m.version, m.path) for m in found] == [("1", folder), ("2", other)]
+    before = SHIPPED.with_name("1")
+    assert [(m.version, m.path) for m in found] == [("1", before), ("2", folder), ("9", other)]
 
 
 def test_the_engine_scores_what_its_maps_add_up_to() -> None:

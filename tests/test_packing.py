@@ -17,7 +17,7 @@ from dicomai.settings import load, shipped
 from dicomai.store import registry
 from dicomai.store.database import open_database
 
-SHIPPED = shipped("config/models/chest-starter/1")
+SHIPPED = shipped("config/models/chest-starter/2")
 
 
 def nobody(_name: str, _version: str) -> None:
@@ -34,7 +34,7 @@ def packed(tmp_path: Path) -> Path:
 
 def test_what_was_exported_comes_back_byte_for_byte(packed: Path, tmp_path: Path) -> None:
     model = unpack(packed, tmp_path / "models", nobody)
-    assert model.path == tmp_path / "models/chest-starter/1"
+    assert model.path == tmp_path / "models/chest-starter/2"
     for file in SHIPPED.iterdir():
         assert (model.path / file.name).read_bytes() == file.read_bytes()
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["chest-starter"]
@@ -47,7 +47,7 @@ def test_a_file_that_exists_is_not_written_over(packed: Path) -> None:
 
 def test_a_version_that_is_installed_is_not_replaced(packed: Path, tmp_path: Path) -> None:
     unpack(packed, tmp_path / "models", nobody)
-    with pytest.raises(Misuse, match="chest-starter 1 is installed already"):
+    with pytest.raises(Misuse, match="chest-starter 2 is installed already"):
         unpack(packed, tmp_path / "models", nobody)
 
 
@@ -101,7 +101,7 @@ def test_weights_that_cannot_be_loaded_are_refused(packed: Path, tmp_path: Path)
 def test_a_damaged_archive_and_another_package_of_the_same_name_are_refused(
     packed: Path, tmp_path: Path
 ) -> None:
-    assert "is not the chest-starter 1 that was here before" in refused(
+    assert "is not the chest-starter 2 that was here before" in refused(
         packed, tmp_path, lambda _name, _version: "0" * 64
     )
     work = tmp_path / "work"
@@ -118,14 +118,14 @@ def test_the_commands_install_a_candidate_that_a_person_activates(tmp_path: Path
     config = blobs.site(tmp_path)
     work = Path(shutil.copytree(SHIPPED, tmp_path / "work"))
     toml = work / "model.toml"
-    toml.write_text(toml.read_text().replace('version = "1"', 'version = "7"', 1))
+    toml.write_text(toml.read_text().replace('version = "2"', 'version = "7"', 1))
     file = tmp_path / "seven.zip"
     pack(package.read(work), file)
     done = command(config, "model", "import", str(file))
     assert done.returncode == 0, done.stderr
     assert "chest-starter 7 is installed" in done.stdout
     database = open_database(load(config).database.url)
-    assert registry.active_version(database, "chest-starter") == "1"
+    assert registry.active_version(database, "chest-starter") == "2"
     assert command(config, "model", "activate", "chest-starter", "7").returncode == 0
     assert registry.active_version(database, "chest-starter") == "7"
     out = tmp_path / "out.zip"

@@ -5,14 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import delete
 from studies import Bench
 from studies import bench as new_bench
 
 from dicomai.errors import LeaseLost, Misuse, ModelDamaged
+from dicomai.infer import package
 from dicomai.roles import choose_model
 from dicomai.settings import Settings, shipped
 from dicomai.store import registry, runs, truth
 from dicomai.store.database import Database
+from dicomai.store.tables import model
 
 SHA = "0" * 64
 
@@ -73,27 +76,39 @@ def test_a_version_that_is_active_elsewhere_leaves_a_daemon_on_the_last_one_it_h
     database: Database, tmp_path: Path
 ) -> None:
     settings = Settings(data_dir=tmp_path)
-    assert choose_model(settings, database).version == "1"
-    registry.register(database, "chest-starter", "2", SHA)
-    registry.activate(database, "chest-starter", "2", "by another daemon")
-    assert choose_model(settings, database).version == "1"
+    assert choose_model(settings, database).version == "2"
+    registry.register(database, "chest-starter", "3", SHA)
+    registry.activate(database, "chest-starter", "3", "by another daemon")
+    assert choose_model(settings, database).version == "2"
     registry.rollback(database, "chest-starter")
-    assert registry.active_version(database, "chest-starter") == "1"
+    assert registry.active_version(database, "chest-starter") == "2"
+
+
+def test_the_newest_of_the_first_versions_is_active_and_what_is_active_stays(
+    database: Database, tmp_path: Path
+) -> None:
+    settings = Settings(data_dir=tmp_path)
+    old = shipped("config/models/chest-starter/1")
+    registry.register(database, "chest-starter", "1", package.read(old).sha256)
+    assert choose_model(settings, database).path == old
+    with database.write() as connection:
+        connection.execute(delete(model))
+    assert choose_model(settings, database).version == "2"
 
 
 def test_a_damaged_candidate_does_not_stop_a_daemon_but_a_damaged_active_one_does(
     database: Database, tmp_path: Path
 ) -> None:
     settings = Settings(data_dir=tmp_path)
-    assert choose_model(settings, database).version == "1"
+    assert choose_model(settings, database).version == "2"
     folder = tmp_path / "models/chest-starter/5"
-    shutil.copytree(shipped("config/models/chest-starter/1"), folder)
+    shutil.copytree(shipped("config/models/chest-starter/2"), folder)
     toml = folder / "model.toml"
-    toml.write_text(toml.read_text().replace('version = "1"', 'version = "5"', 1))
-    assert registry.active_version(database, "chest-starter") == "1"
-    assert choose_model(settings, database).version == "1"
+    toml.write_text(toml.read_text().replace('version = "2"', 'version = "5"', 1))
+    assert registry.active_version(database, "chest-starter") == "2"
+    assert choose_model(settings, database).version == "2"
     (folder / "weights.safetensors").write_bytes(b"damaged")
-    assert choose_model(settings, database).version == "1"
+    assert choose_model(settings, database).version == "2"
     registry.activate(database, "chest-starter", "5", "by a person")
     with pytest.raises(ModelDamaged, match="is damaged"):
         choose_model(settings, database)

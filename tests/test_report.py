@@ -64,7 +64,7 @@ JAPANESE = ["", "ISO 2022 IR 87"]
 @pytest.fixture(scope="module")
 def scorer() -> Iterator[Scorer]:
     """The shipped model on the processor."""
-    model = package.read(shipped("config/models/chest-starter/1"))
+    model = package.read(shipped("config/models/chest-starter/2"))
     engine = Engine(model, "cpu")
     settings = Settings()
     with decoding_pool(settings) as pool:

@@ -56,7 +56,7 @@ def promoted(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = blobs.retrain(config)
     (folder / "said").write_text(done.stdout)
     assert done.returncode == 0, done.stderr
-    assert "chest-starter 2 promoted" in done.stdout
+    assert "chest-starter 3 promoted" in done.stdout
     return config
 
 
@@ -68,11 +68,11 @@ def database_of(config: Path) -> Database:
 def test_a_better_model_is_promoted_and_its_epochs_are_in_the_database(promoted: Path) -> None:
     database = database_of(promoted)
     (run,) = runs.runs(database, 9)
-    assert (run["state"], run["decision"], run["version"]) == ("done", "promoted", "2")
+    assert (run["state"], run["decision"], run["version"]) == ("done", "promoted", "3")
     assert run["images"] == 240
     epochs = runs.epochs(database, run["id"])
     assert [row["number"] for row in epochs] == [1, 2]
-    assert registry.active_version(database, "chest-starter") == "2"
+    assert registry.active_version(database, "chest-starter") == "3"
     said = (promoted.parent / "said").read_text()
     assert re.search(r"train \d+ images of \d+ patients, val \d+ images", said)
     assert said.count("images/s") == 2
@@ -80,11 +80,11 @@ def test_a_better_model_is_promoted_and_its_epochs_are_in_the_database(promoted:
 
 def test_the_package_says_where_it_comes_from_and_scores_what_was_measured(promoted: Path) -> None:
     settings = load(promoted)
-    model = package.read(settings.data_dir / "models/chest-starter/2")
+    model = package.read(settings.data_dir / "models/chest-starter/3")
     package.verify(model)
     assert model.calibrated
-    assert model.provenance["parent"] == "chest-starter 1"
-    assert model.accepts == package.read(shipped("config/models/chest-starter/1")).accepts
+    assert model.provenance["parent"] == "chest-starter 2"
+    assert model.accepts == package.read(shipped("config/models/chest-starter/2")).accepts
     database = database_of(promoted)
     learnt, splits = ancestry.read(model.path), truth.splits(database)
     mine = learnt.patients[queries.site_uid(database)]
@@ -109,7 +109,7 @@ def inputs(numbers: list[int]) -> Float32:
 
 def test_the_report_is_one_file_without_network(promoted: Path) -> None:
     page = (load(promoted).data_dir / "training/1/report.html").read_text()
-    assert "promoted and takes the place of version 1" in page
+    assert "promoted and takes the place of version 2" in page
     assert not re.search(r"""(src|href)=["'](?!data:)""", page)
     assert "<script" not in page
     for words in ("Reliability", "Precision and recall", "most confident mistakes", "channel "):
@@ -117,16 +117,16 @@ def test_the_report_is_one_file_without_network(promoted: Path) -> None:
 
 
 def test_a_rollback_brings_back_the_same_bytes(promoted: Path) -> None:
-    before = (shipped("config/models/chest-starter/1") / "weights.safetensors").read_bytes()
+    before = (shipped("config/models/chest-starter/2") / "weights.safetensors").read_bytes()
     done = command(promoted, "model", "rollback", "chest-starter")
-    assert done.stdout == "chest-starter 1 is active again, 2 is withdrawn\n"
+    assert done.stdout == "chest-starter 2 is active again, 3 is withdrawn\n"
     settings = load(promoted)
     from dicomai.roles import choose_model
 
     chosen = choose_model(settings, database_of(promoted))
     assert (chosen.path / "weights.safetensors").read_bytes() == before
-    again = command(promoted, "model", "activate", "chest-starter", "2")
-    assert again.stdout == "chest-starter 2 is active, 1 was before\n"
+    again = command(promoted, "model", "activate", "chest-starter", "3")
+    assert again.stdout == "chest-starter 3 is active, 2 was before\n"
 
 
 def test_labels_that_mean_nothing_are_refused_by_the_gate(promoted: Path, tmp_path: Path) -> None:
@@ -134,18 +134,18 @@ def test_labels_that_mean_nothing_are_refused_by_the_gate(promoted: Path, tmp_pa
     shutil.copytree(load(promoted).data_dir / "models", tmp_path / "data/models")
     settings = load(config)
     database = database_of(config)
-    for version in ("1", "2"):
-        folder = settings.data_dir / "models" if version == "2" else shipped("config/models")
+    for version in ("2", "3"):
+        folder = settings.data_dir / "models" if version == "3" else shipped("config/models")
         sha256 = package.read(folder / "chest-starter" / version).sha256
         registry.register(database, "chest-starter", version, sha256)
-    registry.activate(database, "chest-starter", "2", "test")
+    registry.activate(database, "chest-starter", "3", "test")
     # Others than it has learnt from, which could not be tested on.
     blobs.add(config, blobs.folder_of(tmp_path / "shuffled", 240, shuffled=True, first=1000))
     done = blobs.retrain(config)
     assert done.returncode == 0, done.stderr
-    assert "chest-starter 3 kept as a candidate" in done.stdout
+    assert "chest-starter 4 kept as a candidate" in done.stdout
     assert "not better by more than 0" in done.stdout
-    assert registry.active_version(database, "chest-starter") == "2"
+    assert registry.active_version(database, "chest-starter") == "3"
 
 
 def test_a_search_goes_on_where_it_was_killed_and_the_best_recipe_is_judged(
@@ -181,7 +181,7 @@ def test_a_dry_run_of_several_classes_changes_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "nothing was changed" in done.stdout
     assert not (tmp_path / "data/models").exists()
-    assert registry.active_version(database_of(config), "chest-starter") == "1"
+    assert registry.active_version(database_of(config), "chest-starter") == "2"
     assert (tmp_path / "data/training/1/report.html").is_file()
 
 
@@ -223,7 +223,7 @@ def test_a_recipe_at_fault_is_named(
     file = tmp_path / "recipe.toml"
     file.write_text(blobs.RECIPE.replace(before, after, 1))
     with pytest.raises(Misuse, match=re.escape(words)):
-        begin(recipe.load(file), package.read(shipped("config/models/chest-starter/1")))
+        begin(recipe.load(file), package.read(shipped("config/models/chest-starter/2")))
 
 
 def test_a_recipe_at_fault_is_one_line(tmp_path: Path) -> None:
@@ -235,13 +235,15 @@ def test_a_recipe_at_fault_is_one_line(tmp_path: Path) -> None:
     assert refused.stderr.count("\n") == 1
 
 
-def test_a_training_that_is_killed_goes_on_and_the_active_model_is_as_it_was(
+def test_a_training_that_is_killed_five_times_goes_on_and_the_active_model_is_as_it_was(
     labelled: Path, promoted: Path, tmp_path: Path
 ) -> None:
     config = blobs.site(tmp_path, like=labelled)
     settings, database = load(config), database_of(config)
     for point in (
-        "an epoch is saved",
+        "an epoch is in the middle",
+        "the first epoch is saved",
+        "an epoch is in the middle",
         "a model's weights are written",
         "a model is about to be renamed",
     ):
@@ -249,7 +251,7 @@ def test_a_training_that_is_killed_goes_on_and_the_active_model_is_as_it_was(
         process.join(120)
         assert process.exitcode == -signal.SIGKILL, (tmp_path / "log").read_text()
         assert package.installed((settings.data_dir / "models",)) == []
-        assert registry.active_version(database, "chest-starter") == "1"
+        assert registry.active_version(database, "chest-starter") == "2"
         with database.write() as connection:  # its lease runs out
             connection.execute(update(training_run).values(due_at=datetime.now(UTC)))
     done = blobs.retrain(config)
@@ -259,8 +261,8 @@ def test_a_training_that_is_killed_goes_on_and_the_active_model_is_as_it_was(
     losses = [[e["val_loss"] for e in runs.epochs(d, 1)] for d in (database, database_of(promoted))]
     np.testing.assert_allclose(*losses, rtol=0, atol=1e-6)
     installed = package.installed((settings.data_dir / "models",))
-    assert [(model.name, model.version) for model in installed] == [("chest-starter", "2")]
-    assert sorted(p.name for p in (settings.data_dir / "models/chest-starter").iterdir()) == ["2"]
+    assert [(model.name, model.version) for model in installed] == [("chest-starter", "3")]
+    assert sorted(p.name for p in (settings.data_dir / "models/chest-starter").iterdir()) == ["3"]
 
 
 def test_on_a_full_disk_it_stops_and_goes_on_when_there_is_room(
@@ -274,7 +276,7 @@ def test_on_a_full_disk_it_stops_and_goes_on_when_there_is_room(
     database = database_of(config)
     assert runs.runs(database, 9)[0]["state"] == "stopped"
     assert not (tmp_path / "data/models").exists()
-    assert registry.active_version(database, "chest-starter") == "1"
+    assert registry.active_version(database, "chest-starter") == "2"
     done = blobs.retrain(config)
     assert done.returncode == 0, done.stderr
     assert [run["state"] for run in runs.runs(database, 9)] == ["done"]
@@ -361,7 +363,7 @@ def test_a_running_daemon_takes_the_new_version_and_loses_no_study(
             set_pixels(ds, blobs.blob(number, True).repeat(4, 0).repeat(4, 1), 8)
             images.append(ds)
         storescu(running.port, make.save(tmp_path / "first", images[:6]))
-        registry.activate(running.database, "chest-starter", "2", "test")
+        registry.activate(running.database, "chest-starter", "3", "test")
         deadline = time.monotonic() + 60
         while running.log.count('"scoring"') < 2 and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -369,6 +371,6 @@ def test_a_running_daemon_takes_the_new_version_and_loses_no_study(
         rows = {row["study_instance_uid"]: row for row in running.wait_idle(12)}
         assert {row["state"] for row in rows.values()} == {"analyzed"}
         versions = [rows[ds.StudyInstanceUID]["model_version"] for ds in images]
-        assert versions[0] == "1"
-        assert versions[6:] == ["2"] * 6
+        assert versions[0] == "2"
+        assert versions[6:] == ["3"] * 6
         assert '"died"' not in running.log

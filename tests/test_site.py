@@ -75,9 +75,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, lis
 def test_the_schedule_retrains_and_the_gate_promotes(site: tuple[Daemon, list[Dataset]]) -> None:
     running, _ = site
     run = runs.runs(running.database, 9)[-1]
-    assert (run["state"], run["decision"], run["version"]) == ("done", "promoted", "2"), run
+    assert (run["state"], run["decision"], run["version"]) == ("done", "promoted", "3"), run
     assert run["images"] >= IMAGES - 1
-    assert registry.active_version(running.database, "chest-starter") == "2"
+    assert registry.active_version(running.database, "chest-starter") == "3"
 
 
 def test_a_radiologists_report_becomes_a_label(site: tuple[Daemon, list[Dataset]]) -> None:
@@ -107,10 +107,10 @@ def test_the_next_study_is_scored_by_the_new_version_and_a_rollback_undoes_it(
     found = queries.findings(
         running.database, queries.FindingFilter(study_instance_uid=str(later.StudyInstanceUID))
     )
-    assert {row["model_version"] for row in found} == {"2"}
+    assert {row["model_version"] for row in found} == {"3"}
     done = command(running.config, "model", "rollback", "chest-starter")
     assert done.returncode == 0, done.stderr
-    assert registry.active_version(running.database, "chest-starter") == "1"
+    assert registry.active_version(running.database, "chest-starter") == "2"
     assert {row["state"] for row in running.studies()} == {"analyzed"}
 
 

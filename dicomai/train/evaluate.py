@@ -4,7 +4,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy, one_hot
 
 Array = NDArray[np.float64]
 Names = NDArray[np.str_]
@@ -246,26 +249,36 @@ def _between(score: Array) -> Array:
 COLDEST, HOTTEST = 0.25, 10.0
 
 
-def temperature(logits: Array, truth: Array) -> float:
-    """What to divide logits by, so that the likelihood is largest (Guo et al., ICML 2017).
+def scaling(logits: Array, chosen: NDArray[np.intp]) -> tuple[float, Array]:
+    """A temperature T and a bias b of each class: logits / T + b are the likeliest ones.
 
-    Golden section on the logarithm of the inverse, within COLDEST and HOTTEST: of a few images that
-    are all told apart none would be cold enough.
+    logits: (N, C); chosen: (N,), the true class. The bias takes back what class weights, and
+    classes that were as frequent nowhere else, have put on top (Alexandari et al., ICML 2020; Guo
+    et al., ICML 2017). Of few images that are all told apart nothing is certain: the targets are
+    Platt's (Advances in Large Margin Classifiers, 1999), and T stays within COLDEST and HOTTEST.
     """
-    sign = np.where(truth > 0.5, 1.0, -1.0)
+    x, truth = torch.from_numpy(logits), torch.from_numpy(chosen)
+    classes = logits.shape[1]
+    counts = torch.bincount(truth, minlength=classes).double()[truth, None]
+    wanted = (one_hot(truth, classes) * counts + 1) / (counts + classes)
+    least, most = 1 / HOTTEST, 1 / COLDEST
+    place = torch.tensor(np.log((1 - least) / (most - 1)), requires_grad=True)  # where T is 1
+    bias = torch.zeros(classes, dtype=torch.double, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [place, bias], max_iter=500, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+    )
 
-    def loss(log_inverse: float) -> float:
-        return float(np.logaddexp(0, -sign * logits * np.exp(log_inverse)).mean())
+    def inverse() -> Tensor:
+        return least + (most - least) * place.sigmoid()
 
-    low, high = -np.log(HOTTEST), -np.log(COLDEST)
-    golden = (np.sqrt(5) - 1) / 2
-    for _ in range(80):  # the loss is convex in the inverse, so it has one valley
-        a, b = high - golden * (high - low), low + golden * (high - low)
-        if loss(a) < loss(b):
-            high = b
-        else:
-            low = a
-    return float(np.exp(-(low + high) / 2))
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = cross_entropy(x * inverse() + bias, wanted)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    return float(1 / inverse().detach()), bias.detach().numpy()
 
 
 def calibration_error(truth: Array, score: Array, bins: int = BINS) -> float:

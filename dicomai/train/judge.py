@@ -9,11 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from dicomai.infer.network import NetworkWithMaps
-from dicomai.study import Float32
 from dicomai.train.dataset import Data, subgroups
 from dicomai.train.evaluate import (
-    COLDEST,
-    HOTTEST,
     Array,
     Interval,
     Judged,
@@ -22,7 +19,7 @@ from dicomai.train.evaluate import (
     figures,
     intervals,
     reliability,
-    temperature,
+    scaling,
     youden_by_source,
 )
 from dicomai.train.loop import score
@@ -50,6 +47,7 @@ class Calibration:
 
     label: str
     temperature: float
+    bias: float
     before: float
     after: float
     diagram: Sequence[tuple[float, float, int]]
@@ -79,40 +77,36 @@ def _plain(item: Figures) -> dict[str, Any]:
     return {**asdict(item), "figures": found}
 
 
-def calibrate(network: NetworkWithMaps, check: Data, recipe: Recipe) -> dict[str, float]:
-    """Divide the logits by the temperature that fits the validation split; returns it by label.
+def calibrate(network: NetworkWithMaps, check: Data, recipe: Recipe) -> list[tuple[float, float]]:
+    """Scale and shift the logits as fits the validation split: T and b of each label.
 
     It goes into the last layer, so that whoever loads the weights gets calibrated probabilities,
     and class maps that still add up to the logit.
     """
     logits = exact(network, check, recipe)
+    known = ~np.isnan(check.targets)
     if recipe.kind == "multi-class":
-        found = [_shared_temperature(logits, check.targets)] * len(recipe.keys)
+        is_one = (check.targets == 1).sum(1) == 1
+        divisor, shifts = scaling(logits[is_one], check.targets[is_one].argmax(1))
+        found = [(divisor, float(shift)) for shift in shifts]
     else:
         found = [
-            temperature(logits[known, index], check.targets[known, index].astype(np.float64))
-            for index in range(len(recipe.keys))
-            for known in [~np.isnan(check.targets[:, index])]
+            _of_two(logits[known[:, k], k], check.targets[known[:, k], k] > 0.5)
+            for k in range(len(recipe.keys))
         ]
-    divisor = torch.tensor(found, dtype=torch.float32, device=network.head.weight.device)
+    head = network.head
+    divisors, biases = torch.tensor(found, device=head.weight.device).T
     with torch.no_grad():
-        network.head.weight.div_(divisor[:, None])
-        network.head.bias.div_(divisor)
-    return dict(zip(recipe.keys, found, strict=True))
+        head.weight.div_(divisors[:, None])
+        head.bias.div_(divisors).add_(biases)
+    return found
 
 
-def _shared_temperature(logits: Array, targets: Float32) -> float:
-    """One for all classes, on a grid of a hundredth of its logarithm."""
-    known = (targets == 1).sum(1) == 1
-    chosen = targets[known].argmax(1)
-    grid = np.exp(np.arange(np.log(COLDEST), np.log(HOTTEST), 0.01))
-
-    def loss(divisor: float) -> float:
-        scaled = logits[known] / divisor
-        total = np.logaddexp.reduce(scaled, axis=1)
-        return float((total - scaled[np.arange(len(scaled)), chosen]).mean())
-
-    return float(min(grid, key=loss))
+def _of_two(logits: Array, is_there: NDArray[np.bool_]) -> tuple[float, float]:
+    """Absent is a class whose logit is 0."""
+    both = np.stack([np.zeros_like(logits), logits], axis=1)
+    divisor, (absent, present) = scaling(both, is_there.astype(np.intp))
+    return divisor, float(present - absent)
 
 
 def exact(network: NetworkWithMaps, data: Data, recipe: Recipe) -> Array:
@@ -158,10 +152,13 @@ def evaluate(
     scores: Array,
     test: Data,
     thresholds: Mapping[str, float],
-    temperatures: Mapping[str, float],
+    scales: Sequence[tuple[float, float]],
     recipe: Recipe,
 ) -> Evaluation:
-    """Measure on the test split; before: probabilities without calibration."""
+    """Measure on the test split; before: probabilities without calibration.
+
+    scales: as calibrate() returns them
+    """
     groups = subgroups(test, GROUPS)
     everything = {"all": np.ones(len(test), bool)}
     whole: list[Figures] = []
@@ -179,7 +176,7 @@ def evaluate(
         calibration.append(
             Calibration(
                 label,
-                temperatures[label],
+                *scales[index],
                 calibration_error(truth[known], before[known, index]),
                 calibration_error(truth[known], scores[known, index]),
                 reliability(truth[known], scores[known, index]),

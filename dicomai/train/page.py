@@ -240,8 +240,8 @@ def _label(story: Story, index: int) -> str:
         f'{table}<div class="row">{_figure(roc, "ROC")}{_figure(recall, "Precision and recall")}'
         f"{_figure(diagram, 'Reliability, bins of equal count')}</div>"
         f"<p>Expected calibration error {calibration.before:.3f} before and "
-        f"{calibration.after:.3f} after temperature scaling (T = "
-        f"{calibration.temperature:.2f}).</p>"
+        f"{calibration.after:.3f} after calibration (logits divided by "
+        f"{calibration.temperature:.2f}, plus {calibration.bias:.2f}).</p>"
         f"{_confusion(truth, after, threshold)}",
     )
 
