@@ -4,11 +4,11 @@ import errno
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import structlog
@@ -344,7 +344,8 @@ class _Training:
             runs.end(self._database, self._run, "done", decision.words, decision.would)
             promoted, model = False, None
         else:
-            model = self._publish(final, size, thresholds, evaluation, data, version)
+            measured = {**evaluation.as_json(), "gate": decision.as_json(self._parent.version)}
+            model = self._publish(final, size, thresholds, measured, data, version)
             promoted = runs.conclude(
                 self._database, self._run, version, model.sha256, decision.promoted, decision.words
             )
@@ -416,7 +417,7 @@ class _Training:
         network: NetworkWithMaps,
         size: int,
         thresholds: dict[str, float],
-        evaluation: judge.Evaluation,
+        measured: Mapping[str, Any],
         data: Data,
         version: str,
     ) -> Model:
@@ -438,7 +439,7 @@ class _Training:
             size,
             self._parent.accepts,
             thresholds,
-            evaluation.as_json(),
+            measured,
             origin,
             self._parent.name,
             version,

@@ -233,10 +233,13 @@ def _only_children(root: Path) -> Path:
 def _figures(root: Path) -> None:
     settings = load(root / "dicomai.toml")
     found = json.loads((settings.data_dir / f"models/{NAME}/2/evaluation.json").read_text())
-    for item in found["figures"]:
+    for item in found["gate"]["comparisons"]:
         if item["group"].startswith(("all", "source")):
-            value, low, high = item["figures"]["auc"]
-            say(f"   {item['group']}: AUC {value:.3f} ({low:.3f} to {high:.3f})")
+            gain = item["gain"]
+            say(
+                f"   {item['group']}: AUC {item['before']:.3f} before, {item['after']:.3f} after, "
+                f"{gain['value']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})"
+            )
 
 
 def main() -> None:

@@ -94,6 +94,10 @@ def test_the_package_says_where_it_comes_from_and_scores_what_was_measured(promo
     stated = json.loads((model.path / "evaluation.json").read_text())
     assert stated["thresholds"]["pneumonia"] == model.labels[0].threshold
     assert stated["figures"][0]["figures"]["auc"][0] > 0.9
+    assert stated["gate"]["active"] == "2"
+    assert stated["gate"]["gain"]["low"] > 0
+    shown = command(promoted, "model", "show", "chest-starter", "3").stdout
+    assert "test: pneumonia, all, " in shown
     probabilities, _ = Engine(model, "cpu").score(inputs([0, 1, 2, 3]))
     assert probabilities[0] > probabilities[1]
     assert probabilities[2] > probabilities[3]

@@ -77,9 +77,10 @@ def _show_figures(model: Model) -> None:
     file = model.path / "evaluation.json"
     if not file.is_file():
         return
-    for source, figures in json.loads(file.read_text()).get("sources", {}).items():
-        low, high = figures["auc_95"]
-        typer.echo(f"test {source}: AUC {figures['auc']} ({low} to {high}), n {figures['images']}")
+    for item in json.loads(file.read_text()).get("figures", []):
+        value, low, high = item["figures"]["auc"]
+        what = f"{item['label']}, {item['group']}, {item['images']} images"
+        typer.echo(f"test: {what}: AUC {value:.3f} ({low:.3f} to {high:.3f})")
 
 
 @app.command()

@@ -8,7 +8,7 @@ import numpy as np
 from dicomai.train.evaluate import Array
 
 WIDTH, HEIGHT = 360, 260
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 26, 40
+LEFT, RIGHT, TOP, BOTTOM = 62, 12, 26, 40
 COLOURS = ("var(--new)", "var(--old)", "var(--good)", "var(--bad)")
 POINTS = 400  # of a curve; more are not seen
 

@@ -1,7 +1,8 @@
 """Whether a candidate takes the place of the active model: proven on the same test images."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether the candidate is promoted, why, and its gain in AUC, the mean of all labels."""
+    """Whether the candidate is promoted, why, and its gain in AUC, over labels and sources."""
 
     promoted: bool
     reasons: tuple[str, ...]
@@ -62,6 +63,10 @@ class Decision:
     def words(self) -> str:
         """The reasons in one line."""
         return "; ".join(self.reasons)
+
+    def as_json(self, parent: str) -> dict[str, Any]:
+        """For evaluation.json."""
+        return {"active": parent, **asdict(self)}
 
     @property
     def would(self) -> str:

@@ -50,7 +50,8 @@ th, td { text-align: right; padding: 5px 8px; border-bottom: 1px solid var(--lin
   vertical-align: top; }
 th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 600; }
 td small { color: var(--soft); display: block; white-space: nowrap; }
-.row { display: flex; flex-wrap: wrap; gap: 24px; } .row > figure { flex: 1 1 300px; }
+.row { display: flex; flex-wrap: wrap; gap: 24px; } .row > figure { flex: 1 1 270px;
+  max-width: 460px; }
 figure { margin: 0; } figcaption { color: var(--soft); font-size: 13px; margin-top: 4px; }
 img { width: 100%; border-radius: 4px; display: block; background: #000; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 14px; }
