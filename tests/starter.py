@@ -1,6 +1,6 @@
-"""Makes the next chest-starter from the shared radiographs (`make starter`, half an hour).
+"""What chest-starter 2 was made by, from the shared radiographs (`make starter`, half an hour).
 
-1. The starter before goes on learning from the train split, and learns besides to see in a
+1. chest-starter 1 goes on learning from the train split, and learns besides to see in a
    radiograph what another network, which has learnt from ImageNet's photographs, sees in it: the
    other's last maps are what its own are to be turned into by one linear layer (Romero et al.,
    FitNets, ICLR 2015).
@@ -208,7 +208,7 @@ def say(words: str) -> None:
 
 
 def main() -> None:
-    """`starter.py --out FOLDER`: FOLDER/data/models/chest-starter/2 is the new version."""
+    """`starter.py --out FOLDER`: everything lies there."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("var/starter"))
     given = parser.parse_args()
