@@ -98,7 +98,7 @@ def reporting(settings: Settings) -> Reporting:
 
 
 def choose_model(settings: Settings, database: Database) -> Model:
-    """The active version, verified; where none is, the newest that is found becomes active.
+    """The active version, verified; where none is, register_installed() has made one active.
 
     Where the active one is not in this folder, as after a training of another daemon of the
     database, the last one before it that is: the work goes on, and every result names its version.
@@ -122,11 +122,15 @@ def choose_model(settings: Settings, database: Database) -> Model:
 def register_installed(settings: Settings, database: Database) -> dict[str, Model]:
     """Note the installed versions of infer.model: version -> package, unverified.
 
+    Where none is active, the newest that ships becomes it, else the first of the site's own: their
+    newest may be a candidate that the gate has refused.
     One that is not what the database knows by its version is left out, unless it is the active one.
     """
     name, found = settings.infer.model, {}
+    ships = {m.version for m in package.installed((shipped("config/models"),)) if m.name == name}
+    newest = max(ships, key=int, default=None)
     mine = [model for model in package.installed(model_folders(settings)) if model.name == name]
-    for model in sorted(mine, key=_age, reverse=True):  # the first one becomes active
+    for model in sorted(mine, key=lambda model: model.version != newest):
         if registry.register(database, name, model.version, model.sha256) == model.sha256:
             found[model.version] = model
             continue
@@ -138,11 +142,6 @@ def register_installed(settings: Settings, database: Database) -> dict[str, Mode
             raise ModelDamaged(words)
         log.error("package_left_out", reason=words)
     return found
-
-
-def _age(model: Model) -> tuple[int, str]:
-    """What versions are ordered by: their numbers, and names before all numbers."""
-    return (int(model.version) if model.version.isdecimal() else -1), model.version
 
 
 def work_until(stop: threading.Event, step: Callable[[], bool]) -> None:

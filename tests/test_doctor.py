@@ -251,7 +251,7 @@ ROWS = [
         "UPDATE model SET sha256 = 'x'",
         "is not the chest-starter 2 that the database knows",
     ),
-    ("UPDATE model SET version = '7'", "chest-starter 7 is not installed"),
+    ("UPDATE model SET version = '7' WHERE state = 'active'", "chest-starter 7 is not installed"),
 ]
 
 

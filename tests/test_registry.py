@@ -84,7 +84,7 @@ def test_a_version_that_is_active_elsewhere_leaves_a_daemon_on_the_last_one_it_h
     assert registry.active_version(database, "chest-starter") == "2"
 
 
-def test_the_newest_of_the_first_versions_is_active_and_what_is_active_stays(
+def test_the_newest_that_ships_is_active_first_and_what_is_active_stays(
     database: Database, tmp_path: Path
 ) -> None:
     settings = Settings(data_dir=tmp_path)
@@ -93,6 +93,9 @@ def test_the_newest_of_the_first_versions_is_active_and_what_is_active_stays(
     assert choose_model(settings, database).path == old
     with database.write() as connection:
         connection.execute(delete(model))
+    shutil.copytree(old, tmp_path / "models/chest-starter/5")  # which nobody has proven
+    toml = tmp_path / "models/chest-starter/5/model.toml"
+    toml.write_text(toml.read_text().replace('version = "1"', 'version = "5"', 1))
     assert choose_model(settings, database).version == "2"
 
 
