@@ -118,7 +118,7 @@ def retrain(
         with suppress(SQLAlchemyError):  # else its lease runs out
             runs.end(database, run, "stopped", words)
         raise Stopped(words) from error
-    except Exception as error:
+    except Exception as error:  # the run is not to stay open, whatever it was: it goes on to fail
         words = str(error) if isinstance(error, DicomaiError) else type(error).__name__
         runs.end(database, run, "failed", words)
         shutil.rmtree(folder, ignore_errors=True)

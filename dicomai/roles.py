@@ -119,18 +119,26 @@ def choose_model(settings: Settings, database: Database) -> Model:
     return chosen
 
 
+def installed_versions(settings: Settings) -> list[Model]:
+    """The packages of infer.model, unverified; first the one to use where none is active.
+
+    That is the newest that ships, else the first of the site's own: the newest of those may be a
+    candidate that the gate has refused.
+    """
+    name = settings.infer.model
+    ships = [m.version for m in package.installed((shipped("config/models"),)) if m.name == name]
+    mine = [model for model in package.installed(model_folders(settings)) if model.name == name]
+    return sorted(mine, key=lambda model: model.version not in ships[-1:])
+
+
 def register_installed(settings: Settings, database: Database) -> dict[str, Model]:
     """Note the installed versions of infer.model: version -> package, unverified.
 
-    Where none is active, the newest that ships becomes it, else the first of the site's own: their
-    newest may be a candidate that the gate has refused.
+    Where none is active, the first of them becomes it.
     One that is not what the database knows by its version is left out, unless it is the active one.
     """
     name, found = settings.infer.model, {}
-    ships = {m.version for m in package.installed((shipped("config/models"),)) if m.name == name}
-    newest = max(ships, key=int, default=None)
-    mine = [model for model in package.installed(model_folders(settings)) if model.name == name]
-    for model in sorted(mine, key=lambda model: model.version != newest):
+    for model in installed_versions(settings):
         if registry.register(database, name, model.version, model.sha256) == model.sha256:
             found[model.version] = model
             continue

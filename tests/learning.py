@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import make
 from peers import shared
 
 from dicomai.infer import package
 from dicomai.scoring import decoding_pool, limits
-from dicomai.settings import Settings, shipped
+from dicomai.settings import Settings
 from dicomai.store.truth import Candidate
 from dicomai.train.dataset import Data, gather
 from dicomai.train.examples import read_examples
@@ -38,7 +39,7 @@ def collection(recipe: Recipe, sources: Sequence[str] = ()) -> Data:
             candidates,
             recipe.keys,
             recipe.size,
-            package.read(shipped("config/models/chest-starter/2")).accepts,
+            package.read(make.STARTER).accepts,
             lambda item: Path(item.path),
             pool,
             limits(settings),

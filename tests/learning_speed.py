@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import make
 import numpy as np
 import torch
 from learning import collection
@@ -142,7 +143,7 @@ def main() -> None:
     learn, check = data.of("train"), data.of("val")
     chosen = np.random.default_rng(1).permutation(len(learn))[: given.images]
     learn = learn.where(sorted(chosen.tolist()))
-    active = package.read(shipped("config/models/chest-starter/2"))
+    active = package.read(make.STARTER)
     for number, phase in enumerate(recipe.phases, 1):
         alone = recipe.model_copy(update={"phases": (phase,), "average_decay": 0.0})
         ways = {"plain": plain, "dicomai": ours}

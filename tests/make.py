@@ -1,4 +1,4 @@
-"""Test objects: real radiographs in the shapes that hospitals send, built in code."""
+"""Test objects: real radiographs in the shapes that hospitals send, built in code, and a model."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,7 +16,10 @@ from pydicom.uid import (
 )
 
 from dicomai.demo.radiographs import digital_xray, pixels, radiographs, set_pixels
+from dicomai.settings import shipped
 from dicomai.study import Accepts
+
+STARTER = shipped("config/models/chest-starter/2")  # what an installation scores with
 
 
 def chest_radiograph(

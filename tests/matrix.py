@@ -28,7 +28,7 @@ from dicomai.infer import package
 from dicomai.infer.engine import Engine
 from dicomai.receive.inbox import read_file
 from dicomai.scoring import decoding_pool, header_reader, preparer
-from dicomai.settings import Settings, shipped
+from dicomai.settings import Settings
 from dicomai.study import KINDS, WITHDRAWAL, Algorithm, Analysis, Model, Reporting, Sent, Study
 
 NOW = datetime(2026, 3, 29, 0, 30, tzinfo=UTC)
@@ -60,7 +60,7 @@ def is_mistaken(line: str, cell: Cell) -> bool:
 
 def permissive() -> Model:
     """The shipped model, as one that accepts every image and finds something in it."""
-    model = package.read(shipped("config/models/chest-starter/2"))
+    model = package.read(make.STARTER)
     (label,) = model.labels
     accepts = make.accepts(
         modalities=(), body_parts=(), views=(), photometric=(), presentation_intents=(), min_size=1

@@ -21,7 +21,7 @@ from dicomai.infer.engine import Engine
 from dicomai.prepare import geometry, image
 from dicomai.receive.inbox import read_file
 from dicomai.scoring import limits
-from dicomai.settings import Settings, shipped
+from dicomai.settings import Settings
 from dicomai.study import Float32, Frame
 
 
@@ -75,7 +75,7 @@ def heat_of(file: Path, engine: Engine, model: package.Model, work: Path) -> Flo
 
 def play(found: Sequence[Box], work: Path) -> tuple[float, float]:
     """Share of boxes that hold the map's highest place, and that hold the centre."""
-    model = package.read(shipped("config/models/chest-starter/2"))
+    model = package.read(make.STARTER)
     engine = Engine(model, "cpu")
     hits, central = [], []
     for index, box in enumerate(found):

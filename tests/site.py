@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import make
 import torch
 from daemon import Daemon, command, daemon
 from learning import collection
@@ -86,7 +87,7 @@ def first_model(recipe: Recipe, models: Path) -> None:
     final = rounded(network, recipe)
     scores = judge.probabilities(judge.exact(final, check, recipe), recipe.kind)
     thresholds = judge.choose_thresholds(scores, check, recipe)
-    starter = package.read(shipped("config/models/chest-starter/2"))
+    starter = package.read(make.STARTER)
     mine = data.where(data.splits != "test")
     publish(
         final,

@@ -36,7 +36,7 @@ from dicomai.prepare.decoders import Frames
 from dicomai.prepare.pool import Pool
 from dicomai.receive import inbox
 from dicomai.scoring import limits
-from dicomai.settings import Settings, shipped
+from dicomai.settings import Settings
 
 LIMITS = limits(Settings())
 SIZE = 224
@@ -137,7 +137,7 @@ def compressed(ds: Dataset) -> dict[str, Dataset]:
 
 def throughput(ds: Dataset, workers: int, images: int = 60) -> float:
     """Images a second from files through the decoding processes, as the daemon does it."""
-    (model,) = [m for m in package.installed((shipped("config/models"),)) if m.version == "2"]
+    model = package.read(make.STARTER)
     with tempfile.TemporaryDirectory() as folder, Pool(workers, 60, 1024) as pool:
         file = Path(folder) / "image.dcm"
         pydicom.dcmwrite(file, ds, enforce_file_format=True)

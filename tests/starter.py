@@ -33,9 +33,9 @@ from dicomai.settings import load as read_settings
 from dicomai.settings import shipped
 from dicomai.study import UInt8
 from dicomai.train.augment import augment
-from dicomai.train.dataset import Data
-from dicomai.train.evaluate import weighted_auc
-from dicomai.train.loop import normal
+from dicomai.train.dataset import Data, at_size
+from dicomai.train.evaluate import auc
+from dicomai.train.loop import normal, score
 from dicomai.train.losses import class_weights, training_loss
 from dicomai.train.recipe import Recipe
 from dicomai.train.recipe import load as read_recipe
@@ -103,7 +103,8 @@ class Student:
         mean, deviation = self.moments
         wanted = (self.look(views) - mean) / deviation
         with torch.autocast("cpu", torch.bfloat16):
-            maps = self.network.features(normal(at_size(views, size), 1))
+            small = functional.interpolate(views, size=(size, size), mode="area")
+            maps = self.network.features(normal(small, 1))
             pooled = functional.dropout(maps.mean((2, 3)), how.loss.dropout)
             logits, found = self.network.head(pooled), self.turned(maps)
         wanted = functional.adaptive_avg_pool2d(wanted, (found.shape[2], found.shape[3]))
@@ -163,33 +164,20 @@ def pretrain(data: Data, check: Data, look: Teacher, recipe: Recipe, file: Path)
             loss, distance = np.mean(losses, 0)
             say(
                 f"{stage.size} px, epoch {epoch + 1}: loss {loss:.4f}, distance {distance:.4f}, "
-                f"{time.monotonic() - started:.0f} s; AUC of val {_aucs(network, check, stage)}"
+                f"{time.monotonic() - started:.0f} s; AUC of val "
+                + _aucs(check, score(network, at_size(check.images, stage.size), recipe))
             )
         first += stage.epochs
     return network
 
 
-def at_size(views: Tensor, size: int) -> Tensor:
-    """Squares of another size."""
-    return functional.interpolate(views, size=(size, size), mode="area")
-
-
-def _aucs(network: NetworkWithMaps, check: Data, stage: Stage) -> str:
+def _aucs(check: Data, logits: Tensor) -> str:
     """Of each source."""
-    network.eval()
-    logits = []
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        for start in range(0, len(check), BATCH):
-            plain = torch.from_numpy(check.images[start : start + BATCH])[:, None].float() / 255
-            logits.append(network(normal(at_size(plain, stage.size), 1))[0].float())
-    scores = torch.cat(logits)[:, 0].numpy()
-    words = []
-    for source in sorted(set(check.sources)):
-        mine = check.sources == source
-        ones = np.ones((1, int(mine.sum())))
-        value = weighted_auc(check.targets[mine, 0], scores[mine], ones)[0]
-        words.append(f"{source} {value:.3f}")
-    return ", ".join(words)
+    truth, scores = check.targets[:, 0].astype(float), logits[:, 0].double().numpy()
+    sources = {source: check.sources == source for source in sorted(set(check.sources))}
+    return ", ".join(
+        f"{source} {auc(truth[mine], scores[mine]):.3f}" for source, mine in sources.items()
+    )
 
 
 def _moments(images: UInt8, look: Teacher, recipe: Recipe) -> tuple[Tensor, Tensor]:

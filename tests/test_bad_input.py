@@ -200,7 +200,7 @@ def damage(site: Site, broken: str) -> None:
     """The shipped model in the site's own folder, with broken weights or a broken description."""
     folder = site.folder / "data" / "models" / "chest-starter" / "2"
     folder.mkdir(parents=True)
-    shutil.copy(shipped("config/models/chest-starter/2/model.toml"), folder)
+    shutil.copy(make.STARTER / "model.toml", folder)
     if broken == "weights":
         (folder / "weights.safetensors").write_bytes(b"\0" * 1000)
     if broken == "model.toml":

@@ -391,7 +391,7 @@ def test_a_disk_that_is_nearly_full_is_said(site: Site) -> None:
 
 def test_a_damaged_model_is_said(site: Site) -> None:
     copy = site.data / "models" / "chest-starter" / "2"
-    shutil.copytree(shipped("config/models/chest-starter/2"), copy)
+    shutil.copytree(make.STARTER, copy)
     assert site.complaints() == []
     with (copy / "weights.safetensors").open("r+b") as file:
         file.seek(-8, os.SEEK_END)

@@ -1,5 +1,7 @@
 """Pictures that explain: lines at fixed levels, every label's map, what channels respond to."""
 
+import json
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +16,6 @@ from studies import model
 from dicomai.infer import features, package
 from dicomai.infer.engine import Engine
 from dicomai.report.overlay import CONTOURS, legend, outline
-from dicomai.settings import shipped
 from dicomai.study import (
     Algorithm,
     Code,
@@ -47,7 +48,7 @@ def test_a_map_below_every_level_has_no_line() -> None:
 @pytest.fixture(scope="module")
 def engine() -> Engine:
     """The shipped model on the processor."""
-    return Engine(package.read(shipped("config/models/chest-starter/2")), "cpu")
+    return Engine(package.read(make.STARTER), "cpu")
 
 
 def test_the_channels_are_those_with_the_largest_weights(engine: Engine) -> None:
@@ -86,6 +87,30 @@ def test_try_explain_writes_a_map_for_each_label_and_one_sheet_of_channels(tmp_p
     sheet = cv2.imread(str(tmp_path / "out" / "chest-starter.2.pneumonia.channels.png"))
     assert sheet is not None
     assert sheet.std() > 20
+
+
+def test_try_scores_as_the_daemon_would(tmp_path: Path) -> None:
+    """By the newest that ships, not a candidate in the site's folder; by the active one if any."""
+    make.save(tmp_path / "in", [make.chest_radiograph()])
+    config = tmp_path / "dicomai.toml"
+    config.write_text(f'data_dir = "{tmp_path}/data"\n')
+    folder = shutil.copytree(make.STARTER, tmp_path / "data/models/chest-starter/5")
+    toml = folder / "model.toml"
+    toml.write_text(toml.read_text().replace('version = "2"', 'version = "5"', 1))
+
+    def version() -> str:
+        out = str(tmp_path / "out")
+        done = command(config, "try", str(tmp_path / "in"), "--out", out, "--format", "json")
+        assert done.returncode == 0, done.stderr
+        return str(json.loads(done.stdout)[0]["model_version"])
+
+    assert version() == "2"
+    assert list((tmp_path / "data").iterdir()) == [tmp_path / "data/models"]
+    assert command(config, "db", "upgrade").returncode == 0
+    assert version() == "2"
+    done = command(config, "model", "activate", "chest-starter", "5")
+    assert done.returncode == 0, done.stderr
+    assert version() == "5"
 
 
 def test_the_legend_keeps_its_text_inside_whatever_the_width() -> None:

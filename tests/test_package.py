@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import make
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
@@ -14,9 +15,8 @@ from safetensors.torch import load_file, save_file
 from dicomai.errors import ModelDamaged
 from dicomai.infer import package
 from dicomai.infer.engine import Engine
-from dicomai.settings import shipped
 
-SHIPPED = shipped("config/models/chest-starter/2")
+SHIPPED = make.STARTER
 
 
 @pytest.fixture

@@ -7,17 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import blobs
+import make
 import pytest
 from daemon import command
 
 from dicomai.errors import DicomaiError, Misuse
 from dicomai.infer import package
 from dicomai.packing import pack, unpack
-from dicomai.settings import load, shipped
+from dicomai.settings import load
 from dicomai.store import registry
 from dicomai.store.database import open_database
 
-SHIPPED = shipped("config/models/chest-starter/2")
+SHIPPED = make.STARTER
 
 
 def nobody(_name: str, _version: str) -> None:

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import make
 import pytest
 from sqlalchemy import delete
 from studies import Bench
@@ -99,13 +100,24 @@ def test_the_newest_that_ships_is_active_first_and_what_is_active_stays(
     assert choose_model(settings, database).version == "2"
 
 
+def test_versions_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    words = (make.STARTER / "model.toml").read_text()
+    for version in ("9", "10", "1"):
+        folder = tmp_path / "chest-starter" / version
+        folder.mkdir(parents=True)
+        toml = words.replace('version = "2"', f'version = "{version}"', 1)
+        (folder / "model.toml").write_text(toml)
+        (folder / "weights.safetensors").write_bytes(b"")
+    assert [found.version for found in package.installed((tmp_path,))] == ["1", "9", "10"]
+
+
 def test_a_damaged_candidate_does_not_stop_a_daemon_but_a_damaged_active_one_does(
     database: Database, tmp_path: Path
 ) -> None:
     settings = Settings(data_dir=tmp_path)
     assert choose_model(settings, database).version == "2"
     folder = tmp_path / "models/chest-starter/5"
-    shutil.copytree(shipped("config/models/chest-starter/2"), folder)
+    shutil.copytree(make.STARTER, folder)
     toml = folder / "model.toml"
     toml.write_text(toml.read_text().replace('version = "2"', 'version = "5"', 1))
     assert registry.active_version(database, "chest-starter") == "2"

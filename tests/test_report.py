@@ -41,7 +41,7 @@ from dicomai.objects import Maker
 from dicomai.receive.inbox import read_file
 from dicomai.roles import reporting
 from dicomai.scoring import decoding_pool, header_reader, preparer
-from dicomai.settings import Settings, shipped
+from dicomai.settings import Settings
 from dicomai.study import (
     KINDS,
     WITHDRAWAL,
@@ -64,7 +64,7 @@ JAPANESE = ["", "ISO 2022 IR 87"]
 @pytest.fixture(scope="module")
 def scorer() -> Iterator[Scorer]:
     """The shipped model on the processor."""
-    model = package.read(shipped("config/models/chest-starter/2"))
+    model = package.read(make.STARTER)
     engine = Engine(model, "cpu")
     settings = Settings()
     with decoding_pool(settings) as pool:

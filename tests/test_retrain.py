@@ -13,10 +13,13 @@ from pathlib import Path
 
 import blobs
 import killed
+import make
 import numpy as np
 import pytest
+import torch
 from daemon import command, daemon
 from peers import free_port, small_disk, storescu, wait_until
+from safetensors.torch import save_file
 from sqlalchemy import update
 from studies import bench as new_bench
 
@@ -32,9 +35,7 @@ from dicomai.store.tables import training_run
 from dicomai.study import Float32
 from dicomai.train import ancestry, recipe
 from dicomai.train.ancestry import PUBLIC
-from dicomai.train.start import begin
-
-import make  # isort: skip
+from dicomai.train.start import begin, read_weights
 
 pytestmark = pytest.mark.timeout(280)
 
@@ -84,7 +85,7 @@ def test_the_package_says_where_it_comes_from_and_scores_what_was_measured(promo
     package.verify(model)
     assert model.calibrated
     assert model.provenance["parent"] == "chest-starter 2"
-    assert model.accepts == package.read(shipped("config/models/chest-starter/2")).accepts
+    assert model.accepts == package.read(make.STARTER).accepts
     database = database_of(promoted)
     learnt, splits = ancestry.read(model.path), truth.splits(database)
     mine = learnt.patients[queries.site_uid(database)]
@@ -121,7 +122,7 @@ def test_the_report_is_one_file_without_network(promoted: Path) -> None:
 
 
 def test_a_rollback_brings_back_the_same_bytes(promoted: Path) -> None:
-    before = (shipped("config/models/chest-starter/2") / "weights.safetensors").read_bytes()
+    before = (make.STARTER / "weights.safetensors").read_bytes()
     done = command(promoted, "model", "rollback", "chest-starter")
     assert done.stdout == "chest-starter 2 is active again, 3 is withdrawn\n"
     settings = load(promoted)
@@ -227,7 +228,28 @@ def test_a_recipe_at_fault_is_named(
     file = tmp_path / "recipe.toml"
     file.write_text(blobs.RECIPE.replace(before, after, 1))
     with pytest.raises(Misuse, match=re.escape(words)):
-        begin(recipe.load(file), package.read(shipped("config/models/chest-starter/2")))
+        begin(recipe.load(file), package.read(make.STARTER))
+
+
+@pytest.mark.parametrize("kind", ["new.pth", "old.pth", "a.safetensors"])
+def test_damaged_weights_are_said(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / kind
+    weights = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.BatchNorm1d(30)).state_dict()
+    if file.suffix == ".pth":
+        torch.save(weights, file, _use_new_zipfile_serialization=kind.startswith("new"))
+    else:
+        save_file(weights, file)
+    whole, random, refused = file.read_bytes(), np.random.default_rng(1), 0
+    for turn in range(300):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        start = 400 if turn % 2 else len(whole)  # the structure is at the front, or anywhere
+        damaged[random.integers(0, start, 3)] = random.integers(0, 256, 3)
+        file.write_bytes(damaged[: None if turn % 3 else random.integers(len(whole))].tobytes())
+        try:
+            read_weights(file)
+        except Misuse:
+            refused += 1
+    assert refused > 150
 
 
 def test_a_recipe_at_fault_is_one_line(tmp_path: Path) -> None:

@@ -77,7 +77,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, lis
 def test_the_schedule_retrains_and_the_gate_promotes(site: tuple[Daemon, list[Dataset]]) -> None:
     running, _ = site
     run = runs.runs(running.database, 9)[-1]
-    assert (run["state"], run["decision"], run["version"]) == ("done", "promoted", "3"), run
+    how = (run["state"], run["decision"], run["version"])
+    assert how == ("done", "promoted", "3"), run["reason"]
     assert run["images"] >= IMAGES - 1
     assert registry.active_version(running.database, "chest-starter") == "3"
 

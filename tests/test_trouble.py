@@ -315,7 +315,7 @@ from dicomai.errors import OutOfMemory
 from dicomai.infer import package
 from dicomai.infer.batcher import Batcher
 from dicomai.infer.engine import Engine
-*_, model = [m for m in package.installed((Path("config/models"),)) if m.name == "chest-starter"]
+model = package.read(Path(sys.argv[1]))
 engine = Engine(model, "cpu")
 images = np.random.default_rng(1).random((64, model.channels, 224, 224), "f4")
 tried = []
@@ -344,7 +344,7 @@ except OutOfMemory as error:
 
 def test_a_batch_that_does_not_fit_into_memory_is_halved_until_it_does() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", OUT_OF_MEMORY],
+        [sys.executable, "-c", OUT_OF_MEMORY, str(make.STARTER)],
         capture_output=True,
         text=True,
         check=False,
@@ -357,7 +357,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_until_it_does() -> None
 def vast_model(models: Path) -> None:
     """The starter, to which every image is shown 21 times as large."""
     folder = models / "vast" / "1"
-    shutil.copytree(Path(__file__).parents[1] / "config/models/chest-starter/2", folder)
+    shutil.copytree(make.STARTER, folder)
     described = folder / "model.toml"
     words = described.read_text().replace("chest-starter", "vast", 1)
     assert "size = 224" in words

@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from sqlalchemy.exc import SQLAlchemyError
 
 from dicomai import durable, logs
 from dicomai.cli.options import Config, Format, FormatOption, load, show
 from dicomai.cli.results import COLUMNS
-from dicomai.errors import Misuse, NotDicom, Rejected
-from dicomai.infer import package
-from dicomai.roles import model_folders, reporting
+from dicomai.errors import DicomaiError, Misuse, NotDicom, Rejected
+from dicomai.roles import connect, installed_versions, reporting
 from dicomai.settings import Settings
+from dicomai.store import registry
 from dicomai.study import Algorithm, Analysis, Instance, Model, Study
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def try_files(
     how: FormatOption = Format.TABLE,
 ) -> None:
     """Analyze DICOM files; writes overlays (also as PNG) and reports, needs no daemon.
+
+    By the active version of the model; where there is no database, by the newest that ships.
 
     With --render, what the model does not accept is rendered, too.
     """
@@ -121,7 +124,7 @@ def _score(
     from dicomai.infer.engine import Engine
     from dicomai.scoring import header_reader, preparer
 
-    model = _newest(settings)
+    model = _model(settings)
     engine = Engine(model, settings.infer.device)
     prepare = preparer(settings, pool, model)
     algorithm = Algorithm(model, engine.name, reporting(settings))
@@ -145,12 +148,16 @@ def _score(
     return rows
 
 
-def _newest(settings: Settings) -> Model:
-    models = package.installed(model_folders(settings))
-    found = [model for model in models if model.name == settings.infer.model]
+def _model(settings: Settings) -> Model:
+    """The active version, or where no database knows one, that with which a daemon would begin."""
+    found = installed_versions(settings)
     if not found:
         raise Misuse(f"infer.model: there is no model '{settings.infer.model}'")
-    return found[-1]
+    try:
+        active = registry.active_version(connect(settings), settings.infer.model)
+    except (DicomaiError, SQLAlchemyError):
+        active = None
+    return next((model for model in found if model.version == active), found[0])
 
 
 def write_png(capture: Path) -> Path:

@@ -126,10 +126,13 @@ def verify(model: Model) -> None:
 
 
 def installed(folders: tuple[Path, ...]) -> list[Model]:
-    """All packages below the folders (name/version), later folders losing to earlier ones."""
+    """All packages below the folders (name/version), later folders losing to earlier ones.
+
+    By name, and versions that are numbers by their size.
+    """
     found: dict[tuple[str, str], Model] = {}
     for folder in folders:
         for file in sorted(folder.glob("*/*/model.toml")):
             model = read(file.parent)
             found.setdefault((model.name, model.version), model)
-    return sorted(found.values(), key=lambda model: (model.name, model.version))
+    return sorted(found.values(), key=lambda model: (model.name, model.version.rjust(16)))

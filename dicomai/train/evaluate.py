@@ -253,9 +253,10 @@ def scaling(logits: Array, chosen: NDArray[np.intp]) -> tuple[float, Array]:
     """A temperature T and a bias b of each class: logits / T + b are the likeliest ones.
 
     logits: (N, C); chosen: (N,), the true class. The bias takes back what class weights, and
-    classes that were as frequent nowhere else, have put on top (Alexandari et al., ICML 2020; Guo
-    et al., ICML 2017). Of few images that are all told apart nothing is certain: the targets are
-    Platt's (Advances in Large Margin Classifiers, 1999), and T stays within COLDEST and HOTTEST.
+    classes that were more frequent in training than here, have put on top (Alexandari et al., ICML
+    2020; Guo et al., ICML 2017). Of few images that are all told apart nothing is certain: the
+    targets are Platt's (Advances in Large Margin Classifiers, 1999), and T stays within COLDEST
+    and HOTTEST.
     """
     x, truth = torch.from_numpy(logits), torch.from_numpy(chosen)
     classes = logits.shape[1]

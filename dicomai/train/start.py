@@ -1,8 +1,12 @@
 """The weights that a training begins with."""
 
+import pickle
+import struct
+import warnings
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -11,6 +15,21 @@ from dicomai.infer.network import NetworkWithMaps, build
 from dicomai.study import Model
 from dicomai.train.recipe import Recipe
 
+# What torch and safetensors raise for a damaged or foreign file.
+READER_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+)
 # Where torch.hub keeps what torchvision has fetched, by architecture.
 HUB_FILES = {
     "resnet18": "resnet18-*.pth",
@@ -81,8 +100,9 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             return dict(load_file(file))
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or foreign file makes of itself
+        with warnings.catch_warnings(action="ignore"):  # about pickles; what fails says so
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except READER_ERRORS as error:
         words = " ".join(str(error).split())[:200]
         raise Misuse(f"{file} holds no weights that can be read safely: {words}") from error
     found = found.get("state_dict", found) if isinstance(found, dict) else found
