@@ -15,20 +15,31 @@ def write(path: Path, parts: Sequence[bytes | memoryview]) -> None:
     The temporary file lies beside its target and ends in .part.
     """
     make_folder(path.parent)
-    scratch = path.with_name(f"{uuid.uuid4().hex}{TEMPORARY}")
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    temporary, descriptor = scratch(path.parent)
     try:
-        with os.fdopen(descriptor, "wb", buffering=0) as file:
-            for part in parts:
-                view = memoryview(part)
-                while len(view):
-                    view = view[file.write(view) :]
-            os.fsync(file.fileno())
-        scratch.rename(path)
+        for part in parts:
+            append(descriptor, part)
+        os.fsync(descriptor)
+        temporary.rename(path)
     except BaseException:
-        scratch.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(descriptor)
     sync_folder(path.parent)
+
+
+def scratch(folder: Path) -> tuple[Path, int]:
+    """A new temporary file, which only this user may read, and its descriptor."""
+    path = folder / f"{uuid.uuid4().hex}{TEMPORARY}"
+    return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+
+def append(descriptor: int, data: bytes | memoryview) -> None:
+    """Write all of it."""
+    view = memoryview(data)
+    while len(view):
+        view = view[os.write(descriptor, view) :]
 
 
 def make_folder(path: Path) -> None:

@@ -12,10 +12,11 @@ import structlog
 from dicomai.errors import HeldElsewhere, NotDicom
 from dicomai.learning import read_documents
 from dicomai.receive import inbox
-from dicomai.receive.admission import admit, discard
+from dicomai.receive.admission import Admission, discard
 from dicomai.roles import first_line, work_until
 from dicomai.settings import Settings
 from dicomai.store import queries, queue, removal
+from dicomai.store.arrivals import Outcome
 from dicomai.store.database import Database
 
 log = structlog.get_logger()
@@ -52,7 +53,7 @@ def run_tasks(
 def sweep(settings: Settings, database: Database) -> str:
     """Adopt whole files that have no row, remove broken and temporary ones and orphaned results."""
     before = time.time() - ORPHAN_SECONDS
-    adopted = removed = 0
+    adopted, removed = 0, inbox.remove_drafts(settings.data_dir / "inbox", before)
     for folder in ("inbox", "results"):
         for files in inbox.files_before(settings.data_dir / folder, before):
             names = {str(file.relative_to(settings.data_dir)): file for file in files}
@@ -97,22 +98,15 @@ def adopt(settings: Settings, database: Database, file: Path) -> bool:
         # Other bytes than the row's: never acknowledged, or replaced by those that the row names.
         if queries.is_known(database, header.study_instance_uid, header.sop_instance_uid):
             return False
-        outcome = admit(
-            database,
-            settings.data_dir,
-            header,
-            instance,
-            size,
-            "",
-            settings.receive.quiet_seconds,
-        )
+        admission = Admission(database, settings.data_dir, settings.receive.quiet_seconds)
+        outcome = admission.admit(header, instance, size, "")
     except NotDicom as error:
         log.warning("broken_file", reason=str(error))
         return False
     except (HeldElsewhere, FileNotFoundError):  # was refused, or replaced: its sender knows
         return False
     # A duplicate that lies under another name is not needed.
-    return outcome is not queue.Outcome.DUPLICATE
+    return outcome is not Outcome.DUPLICATE
 
 
 def retain(settings: Settings, database: Database) -> str:

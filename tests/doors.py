@@ -64,6 +64,11 @@ def dcmtk(program: str, port: int, *arguments: str | Path) -> "subprocess.Comple
     )
 
 
+def files_of(folder: Path) -> list[Path]:
+    """All files below a folder, temporary ones included."""
+    return [file for file in folder.rglob("*") if file.is_file()]
+
+
 def is_served(port: int) -> bool:
     """Whether a good peer gets its echo."""
     return dcmtk("echoscu", port).returncode == 0

@@ -285,7 +285,7 @@ class Site:
     def files(self) -> set[str]:
         """The files of the inbox, temporary ones included."""
         data = self.folder / "data"
-        return {str(f.relative_to(data)) for f in data.glob("inbox/*/*") if f.is_file()}
+        return {str(f.relative_to(data)) for f in doors.files_of(data / "inbox")}
 
 
 @contextmanager

@@ -34,14 +34,14 @@ POINTS = {
     # run
     "a role is forked": Point("dicomai.supervise:die_with", "before"),
     # listen
-    "an object's file is begun": Point("os:fdopen", "after"),
+    "an object's file is begun": Point("dicomai.durable:scratch", "after"),
     "an object's file is written": Point("pathlib:Path.rename", "before"),
-    "an object is on disk": Point("dicomai.store.queue:arrive", "before"),
-    "an object is committed": Point("dicomai.store.queue:arrive", "after"),
+    "an object is on disk": Point("dicomai.store.arrivals:arrive", "before"),
+    "an object is committed": Point("dicomai.store.arrivals:arrive", "after"),
     # infer
     "a study is claimed": Point("dicomai.worker:analyze", "before"),
     "a study is scored": Point("dicomai.infer.batcher:Batcher.predict", "after"),
-    "a result's file is begun": Point("os:fdopen", "after"),
+    "a result's file is begun": Point("dicomai.durable:scratch", "after"),
     "one result is on disk": Point("dicomai.analyze:write", "after"),
     "all results are on disk": Point("dicomai.store.queue:complete", "before"),
     "a study is committed": Point("dicomai.store.queue:complete", "after"),

@@ -18,10 +18,13 @@ from pydicom.uid import (
 )
 from sqlalchemy import select
 
-from dicomai.store import outbox, queue
+from dicomai.receive import inbox
+from dicomai.receive.header import Header
+from dicomai.store import arrivals, outbox, queue
+from dicomai.store.arrivals import Arrival, Outcome
 from dicomai.store.database import Database
 from dicomai.store.outbox import Delivery
-from dicomai.store.queue import Arrival, Claim, Outcome
+from dicomai.store.queue import Claim
 from dicomai.store.tables import delivery, event, metadata, result, study
 from dicomai.study import (
     WITHDRAWAL,
@@ -62,6 +65,14 @@ class Clock:
         self.now += timedelta(seconds=seconds)
 
 
+def keep(file: Path, data_dir: Path) -> tuple[Header, Instance, int]:
+    """A file lies in the inbox, as if it had arrived, and has no row yet."""
+    header, item, size = inbox.read_file(file)
+    draft = inbox.Draft(data_dir / "inbox", item.transfer_syntax_uid, b"")
+    draft.write(memoryview(file.read_bytes()))
+    return header, draft.keep(header), size
+
+
 @dataclass
 class Bench:
     """The queue's functions with the arguments that do not matter filled in."""
@@ -82,7 +93,8 @@ class Bench:
         """One instance of a study arrives; content stands for its bytes."""
         arrived = instance(number, study, content, uid)
         arrival = Arrival(arrived, study, 1, analyzable, "MODALITY", expected)
-        return queue.arrive(self.database, arrival, DATA, QUIET, as_it_is)
+        (done,) = arrivals.arrive(self.database, [arrival], DATA, QUIET, as_it_is)
+        return done
 
     def claim(self, alone: bool = False) -> Claim | None:
         """What is due now."""

@@ -22,11 +22,11 @@ from highdicom.sr import (
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 from sqlalchemy import select
+from studies import keep
 
 from dicomai import learning
 from dicomai.errors import NotDicom
-from dicomai.receive import inbox
-from dicomai.receive.admission import admit
+from dicomai.receive.admission import Admission
 from dicomai.settings import Settings
 from dicomai.store import queries, truth
 from dicomai.store.database import Database
@@ -135,10 +135,8 @@ def arrive(site: tuple[Settings, Database], ds: Dataset) -> None:
     """An object is received."""
     settings, database = site
     (file,) = make.save(settings.data_dir.parent / "sent", [ds])
-    header, item, size = inbox.read_file(file)
-    data = file.read_bytes()
-    kept = inbox.keep(settings.data_dir / "inbox", header, item.transfer_syntax_uid, b"", data)
-    admit(database, settings.data_dir, header, kept, size, "READER", 0)
+    admission = Admission(database, settings.data_dir, 0)
+    admission.admit(*keep(file, settings.data_dir), "READER")
 
 
 def labels(database: Database) -> list[tuple[str, str, str, str]]:

@@ -82,7 +82,7 @@ def echoing(recorded: Recorded) -> list[bytes]:
 
 def kept(folder: Path) -> list[Path]:
     """What lies in the inbox, temporary files included."""
-    return [file for file in folder.glob("inbox/*/*") if file.is_file()]
+    return doors.files_of(folder / "inbox")
 
 
 # Who
@@ -206,12 +206,13 @@ def slow_ones(storing: list[bytes]) -> dict[str, tuple[bytes, list[bytes]]]:
     """What is sent at once, and what is then dripped over and over."""
     request, command = storing[0], storing[1]
     piece = data_pdu(storing[2][10], 0, bytes(100))
+    head = data_pdu(storing[2][10], 1, bytes(1 << 15))[:12]
     return {
         "half a request": (request[:40], []),
         "a dripped request": (b"", [bytes([byte]) for byte in request]),
         "silence in an association": (request, []),
         "half a PDU": (request + command[:20], []),
-        "a dripped PDU": (request + b"\x04\0\0\1\0\0", [b"x"]),
+        "a dripped PDU": (request + head, [b"x"]),
         "half a message": (request + command, []),
         "a message in small PDUs": (request + command, [piece]),
     }

@@ -11,10 +11,10 @@ import pytest
 from daemon import command
 from peers import shared
 from sqlalchemy import update
+from studies import keep
 
 from dicomai.errors import Misuse
-from dicomai.receive import inbox
-from dicomai.receive.admission import admit
+from dicomai.receive.admission import Admission
 from dicomai.settings import load
 from dicomai.store.database import open_database
 from dicomai.store.tables import study
@@ -209,10 +209,8 @@ def test_labels_are_imported_by_uid_and_by_accession_number(
     database = open_database(database_url)
     images = [make.chest_radiograph(n, AccessionNumber=f"A{n}") for n in range(3)]
     for file in make.save(tmp_path / "sent", images):
-        header, item, size = inbox.read_file(file)
-        syntax, data = item.transfer_syntax_uid, file.read_bytes()
-        kept = inbox.keep(settings.data_dir / "inbox", header, syntax, b"", data)
-        admit(database, settings.data_dir, header, kept, size, "MODALITY", 0)
+        admission = Admission(database, settings.data_dir, 0)
+        admission.admit(*keep(file, settings.data_dir), "MODALITY")
     with database.write() as connection:  # as it is after an upgrade
         connection.execute(update(study).values(accession=None))
     csv = tmp_path / "labels.csv"

@@ -8,7 +8,7 @@ from pathlib import Path
 import make
 import pydicom
 import pytest
-from doors import listening
+from doors import files_of, listening
 from peers import free_port, need, storescu
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEGLSLossless
@@ -141,7 +141,7 @@ def test_a_dataset_without_study_uid_is_refused_and_nothing_is_kept(
     ds = make.chest_radiograph(StudyInstanceUID=None)
     with listening(database, tmp_path) as port:
         assert store(port, ds).Status == 0xC000
-    assert list(tmp_path.glob("inbox/*/*")) == []
+    assert files_of(tmp_path / "inbox") == []
 
 
 def test_a_uid_that_is_a_path_is_refused(database: Database, tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_uid_that_is_a_path_is_refused(database: Database, tmp_path: Path) -> 
     ds["StudyInstanceUID"]._value = "../../../tmp/1"
     with listening(database, tmp_path) as port:
         assert store(port, ds).Status == 0xC000
-    assert list(tmp_path.glob("inbox/*/*")) == []
+    assert files_of(tmp_path / "inbox") == []
 
 
 def test_a_second_copy_is_success_and_other_bytes_under_the_same_uid_replace_the_first(
@@ -212,6 +212,6 @@ def test_no_temporary_file_stays_when_the_disk_is_full(database: Database, tmp_p
     try:
         with listening(database, disk) as port:
             assert store(port, make.chest_radiograph()).Status == 0xA700
-        assert list(disk.glob("inbox/*/*")) == []
+        assert files_of(disk / "inbox") == []
     finally:
         subprocess.run(["umount", str(disk)], check=True)

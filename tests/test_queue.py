@@ -22,9 +22,10 @@ from studies import (
 from studies import bench as make_bench
 
 from dicomai.errors import LeaseLost
-from dicomai.store import outbox, queries, queue
+from dicomai.store import arrivals, outbox, queries, queue
+from dicomai.store.arrivals import Outcome
 from dicomai.store.database import Database
-from dicomai.store.queue import CRASHES_IN_COMPANY, Outcome
+from dicomai.store.queue import CRASHES_IN_COMPANY
 from dicomai.study import WITHDRAWAL
 
 
@@ -121,7 +122,9 @@ def test_a_release_pulls_in_only_what_is_still_receiving(bench: Bench) -> None:
             bench.claim_due()
         if study == "1.3":
             bench.clock.wait(QUIET - 1)
-    queue.association_released(bench.database, ["1.1", "1.2", "1.3", "1.4", "1.5"], RELEASE_QUIET)
+    arrivals.association_released(
+        bench.database, ["1.1", "1.2", "1.3", "1.4", "1.5"], RELEASE_QUIET
+    )
     due = {study: bench.seconds_until_due(study) for study in ("1.1", "1.2", "1.3", "1.4")}
     assert due == {"1.1": None, "1.2": LEASE - QUIET + 1, "1.3": 1, "1.4": RELEASE_QUIET}
 

@@ -12,18 +12,17 @@ from daemon import Daemon, command, daemon
 from peers import free_port, storescu, wait_until
 from pydicom.uid import generate_uid
 from sqlalchemy import select
-from studies import DATA, QUIET, STUDY, Bench, as_it_is, instance
+from studies import DATA, QUIET, STUDY, Bench, as_it_is, instance, keep
 from studies import bench as new_bench
 
 from dicomai import upkeep
 from dicomai.demo.archive import Archive
 from dicomai.errors import HeldElsewhere
-from dicomai.receive import inbox
-from dicomai.receive.admission import admit, discard
+from dicomai.receive.admission import Admission, discard
 from dicomai.settings import Retention, Settings
-from dicomai.store import inspect, outbox, queries, queue, removal, truth
+from dicomai.store import arrivals, inspect, outbox, queries, queue, removal, truth
+from dicomai.store.arrivals import Arrival, Outcome
 from dicomai.store.database import Database
-from dicomai.store.queue import Arrival, Outcome
 from dicomai.store.tables import instance as table
 
 pytestmark = pytest.mark.timeout(200)
@@ -44,7 +43,7 @@ def ignore(_paths: Collection[str]) -> None:
 def arrive(bench: Bench, number: int, patient_id: str, study: str = STUDY) -> Outcome:
     """An image of a patient arrives."""
     arrival = Arrival(instance(number, study), study, 1, True, "MODALITY", None, patient_id)
-    return queue.arrive(bench.database, arrival, DATA, QUIET, as_it_is)[0]
+    return arrivals.arrive(bench.database, [arrival], DATA, QUIET, as_it_is)[0][0]
 
 
 # Retention
@@ -127,9 +126,8 @@ def kept(database: Database, tmp_path: Path) -> tuple[Settings, list[str]]:
     for _ in range(3):
         ds = make.chest_radiograph()
         (file,) = make.save(tmp_path / "sent", [ds])
-        header, item, size = inbox.read_file(file)
-        item = inbox.keep(settings.data_dir / "inbox", header, item.transfer_syntax_uid, b"", b"x")
-        admit(found.database, settings.data_dir, header, item, size, "MODALITY", 0)
+        admission = Admission(found.database, settings.data_dir, 0)
+        admission.admit(*keep(file, settings.data_dir), "MODALITY")
         claim = queue.claim_study(found.database, settings.data_dir, 60, 3)
         assert claim is not None
         queue.release_study(found.database, claim)
@@ -183,12 +181,11 @@ def test_an_object_whose_file_was_removed_before_its_commit_is_not_acknowledged(
 ) -> None:
     settings, _ = kept
     (file,) = make.save(tmp_path / "again", [make.chest_radiograph()])
-    header, item, size = inbox.read_file(file)
-    gone = inbox.keep(settings.data_dir / "inbox", header, item.transfer_syntax_uid, b"", b"x")
+    header, gone, size = keep(file, settings.data_dir)
     gone.path.unlink()
     before = new_bench(database).everything()
     with pytest.raises(FileNotFoundError):
-        admit(database, settings.data_dir, header, gone, size, "MODALITY", 0)
+        Admission(database, settings.data_dir, 0).admit(header, gone, size, "MODALITY")
     assert new_bench(database).everything() == before
 
 
@@ -245,7 +242,7 @@ def test_a_study_of_two_patients_is_analyzed_once_it_is_corrected(bench: Bench) 
     bench.clock.wait(QUIET)
     assert bench.claim() is None
     corrected = Arrival(instance(2, content="corrected"), STUDY, 1, True, "MODALITY", None, "A ")
-    queue.arrive(bench.database, corrected, DATA, QUIET, as_it_is)
+    arrivals.arrive(bench.database, [corrected], DATA, QUIET, as_it_is)
     bench.analyze()
     assert bench.study().state == "analyzed"
 

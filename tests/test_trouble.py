@@ -86,7 +86,7 @@ def test_a_full_disk_loses_nothing_that_was_acknowledged(
             assert store(running.port, [first]) == [0]
             fill(disk)
             assert store(running.port, [second]) == [0xA700]
-            assert list((disk / "inbox").glob("*/*.part")) == []
+            assert list((disk / "inbox").rglob("*.part")) == []
             (disk / "filler").unlink()
             check_analyzed_once(running, {first.StudyInstanceUID})
             assert store(running.port, [second]) == [0]

@@ -1,58 +1,110 @@
-"""From a file in the inbox to a row; only after that is the sender told Success."""
+"""From files in the inbox to rows; only after that is the sender told Success."""
 
+import threading
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
-from dicomai.durable import remove_empty
+from dicomai import durable
 from dicomai.errors import HeldElsewhere
-from dicomai.receive.inbox import Header
-from dicomai.store import queue, removal
+from dicomai.receive.header import Header
+from dicomai.store import arrivals, removal
+from dicomai.store.arrivals import Arrival, Outcome
 from dicomai.store.database import Database
-from dicomai.store.queue import Arrival, Outcome
 from dicomai.study import Instance
 
 
-def admit(
-    database: Database,
-    data_dir: Path,
-    header: Header,
-    instance: Instance,
-    size: int,
-    calling_ae_title: str,
-    quiet_seconds: float,
-) -> Outcome:
-    """Commit an instance that lies in the inbox, and remove the file that it replaces.
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """An arrival, and what became of it."""
 
-    Raises HeldElsewhere, and OSError where somebody removed the file before it had its row, and
-    then nothing is changed; the sender, who has not been told Success, sends it again.
+    arrival: Arrival
+    answer: tuple[Outcome, Path | None] | Exception | None = None
+
+
+class Admission:
+    """Commits what several threads bring: whoever comes to it first commits for all who wait.
+
+    So the folders' and the database's fsync are shared, and nobody waits for company.
     """
-    arrival = Arrival(
-        instance,
-        header.study_instance_uid,
-        size,
-        header.analyzable,
-        calling_ae_title,
-        header.expected_instances,
-        header.patient_id,
-        header.accession_number,
-    )
-    try:
-        outcome, replaced = queue.arrive(database, arrival, data_dir, quiet_seconds)
-    except HeldElsewhere:
-        _remove(instance.path)
-        raise
-    if replaced == instance.path:
-        _remove(replaced)
+
+    def __init__(self, database: Database, data_dir: Path, quiet_seconds: float) -> None:
+        self._database = database
+        self._data_dir = data_dir
+        self._quiet_seconds = quiet_seconds
+        self._waiting: list[_Waiting] = []
+        self._lock = threading.Lock()
+        self._turn = threading.Lock()
+
+    def admit(
+        self, header: Header, instance: Instance, size: int, calling_ae_title: str
+    ) -> Outcome:
+        """Commit an instance whose file lies in the inbox, and remove the file that it replaces.
+
+        The file's content is durable; its name becomes so here.
+        Raises HeldElsewhere, and OSError where somebody removed the file before it had its row, and
+        then nothing is changed; the sender, who has not been told Success, sends it again.
+        """
+        mine = _Waiting(
+            Arrival(
+                instance,
+                header.study_instance_uid,
+                size,
+                header.analyzable,
+                calling_ae_title,
+                header.expected_instances,
+                header.patient_id,
+                header.accession_number,
+            )
+        )
+        with self._lock:
+            self._waiting.append(mine)
+        with self._turn:
+            if mine.answer is None:
+                with self._lock:
+                    group, self._waiting = self._waiting, []
+                self._commit(group)
+        return self._tidied(mine)
+
+    def _commit(self, group: list[_Waiting]) -> None:
+        try:
+            for folder in {item.arrival.instance.path.parent for item in group}:
+                durable.sync_folder(folder)
+            answers = arrivals.arrive(
+                self._database,
+                [item.arrival for item in group],
+                self._data_dir,
+                self._quiet_seconds,
+            )
+        except Exception as error:  # noqa: BLE001 - belongs to who has brought it
+            if len(group) == 1:
+                group[0].answer = error
+                return
+            for item in group:
+                self._commit([item])
+            return
+        for item, answer in zip(group, answers, strict=True):
+            item.answer = answer
+
+    def _tidied(self, mine: _Waiting) -> Outcome:
+        path = mine.arrival.instance.path
+        if isinstance(mine.answer, Exception):
+            if isinstance(mine.answer, HeldElsewhere):
+                _remove(path)
+            raise mine.answer
+        assert mine.answer is not None
+        outcome, replaced = mine.answer
+        if replaced == path:
+            _remove(path)
+        elif replaced is not None:
+            discard(self._database, self._data_dir, mine.arrival.study_instance_uid, [replaced])
         return outcome
-    if replaced is not None:
-        discard(database, data_dir, header.study_instance_uid, [replaced])
-    return outcome
 
 
 def _remove(path: Path) -> None:
     # No row of ours names it, and while another daemon holds the study none will.
     path.unlink(missing_ok=True)
-    remove_empty([path.parent])
+    durable.remove_empty([path.parent])
 
 
 def discard(
@@ -69,5 +121,5 @@ def discard(
         for path in (names[name] for name in free):
             freed += path.stat().st_size if path.exists() else 0
             path.unlink(missing_ok=True)
-    remove_empty(path.parent for path in paths)
+    durable.remove_empty(path.parent for path in paths)
     return freed

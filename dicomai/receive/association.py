@@ -1,14 +1,23 @@
 """One association, as its acceptor (PS3.8 9.2, PS3.7 6.3): asked, answered, ended."""
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from dicomai.errors import Misbehaviour
 from dicomai.receive import command, upper_layer
 from dicomai.receive.command import Command
 from dicomai.receive.line import Line
-from dicomai.receive.upper_layer import Context, ContextResult, Pdu, Rejection, Request, malformed
+from dicomai.receive.upper_layer import (
+    FRAGMENT,
+    Context,
+    ContextResult,
+    Fragment,
+    Pdu,
+    Rejection,
+    Request,
+    malformed,
+)
 
 LARGEST_PDU = 1 << 20
 LARGEST_REQUEST = 1 << 18  # 128 contexts with 45 transfer syntaxes each need 170 kB
@@ -20,13 +29,23 @@ ESTABLISHED: dict[int, int] = {Pdu.DATA: LARGEST_PDU + 6, Pdu.RELEASE_RQ: 4, Pdu
 UNRECOGNIZED_OPERATION = 0x0211  # PS3.7 C
 
 
+class Sink(Protocol):
+    """What takes a dataset as it comes."""
+
+    def write(self, data: memoryview) -> object:
+        """Take the next bytes, which are not there any more afterwards."""
+
+    def close(self) -> None:
+        """End, with what was taken or without."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A whole request, with its dataset as it came."""
+    """A request, and where its dataset goes."""
 
     context: Context
     command: Command
-    dataset: bytes
+    dataset: Sink
 
 
 Service = Callable[["Association", Message], int]
@@ -38,7 +57,8 @@ class Terms:
 
     calling_ae_titles: who may ask, empty for anybody; supported: abstract syntax -> transfer
     syntaxes; roles: SOP Class UID -> the (SCU, SCP) that a requestor may be; services: command
-    field -> what gives the status; implementation: class UID and version name
+    field -> what gives the status of a whole message; sink: where its dataset is to go;
+    implementation: class UID and version name
     """
 
     ae_title: str
@@ -46,6 +66,7 @@ class Terms:
     supported: Mapping[str, Sequence[str]]
     roles: Mapping[str, tuple[bool, bool]]
     services: Mapping[int, Service]
+    sink: Callable[["Association", Context, Command], Sink]
     max_bytes: int
     implementation: tuple[str, str]
 
@@ -73,7 +94,8 @@ class Association:
         has_room: asked last, whether there may be one association more.
         Raises Misbehaviour, after an A-ASSOCIATE-RJ where one is due, and Vanished.
         """
-        kind, body = self._line.read_pdu(AT_FIRST, between_messages=False)
+        kind, length = self._line.read_header(AT_FIRST, between_messages=False)
+        body = self._line.read(length)
         if kind == Pdu.ABORT:
             return False
         request = upper_layer.read_request(body)
@@ -131,41 +153,60 @@ class Association:
         released: called before a release is confirmed. Raises Misbehaviour and Vanished.
         """
         while True:
-            kind, body = self._line.read_pdu(
+            kind, length = self._line.read_header(
                 ESTABLISHED, between_messages=not self.is_within_message
             )
-            if kind == Pdu.ABORT:
-                return
+            if kind == Pdu.DATA:
+                self._read_data(length)
+                continue
+            self._line.read(length)
             if kind == Pdu.RELEASE_RQ:
                 released()
                 self._line.send(upper_layer.release())
-                return
-            for fragment in upper_layer.fragments(body):
-                self._add(*fragment)
+            return
 
     def abort(self) -> None:
         """Tell the peer that it is over."""
         self._line.send(upper_layer.abort())
 
-    def _add(self, context_id: int, is_command: bool, is_last: bool, data: memoryview) -> None:
+    def close(self) -> None:
+        """Leave nothing of a message that never became whole."""
+        if self._message is not None:
+            self._message.close()
+
+    def _read_data(self, length: int) -> None:
+        """The fragments of a P-DATA-TF, as they come (PS3.8 9.3.5.1)."""
+        while length:
+            head = upper_layer.read_fragment(self._line.read(min(length, FRAGMENT.size)), length)
+            length -= FRAGMENT.size + head.length
+            message = self._message_of(head.context_id)
+            message.begin(head)
+            for piece in self._line.data(head.length):
+                message.add(head, piece)
+            message.end(head)
+            if message.is_whole:
+                self._message = None
+                self._answer(message.whole())
+                self._line.got_on()
+
+    def _message_of(self, context_id: int) -> "_Message":
         if self._message is None:
             context = self._contexts.get(context_id)
             if context is None:
                 raise malformed("a message in a presentation context that was not accepted")
-            self._message = _Message(context, self._terms.max_bytes)
-        self._message.add(context_id, is_command, is_last, data)
-        self._line.brought(len(data))
-        if self._message.is_whole:
-            message, self._message = self._message, None
-            self._answer(message.whole())
-            self._line.got_on()
+            self._message = _Message(self, context, self._terms)
+        return self._message
 
     def _answer(self, message: Message) -> None:
         asked = message.command
         if asked.field == command.C_CANCEL_RQ:  # it has no response, and nothing to cancel
+            message.dataset.close()
             return
         service = self._terms.services.get(asked.field)
-        status = UNRECOGNIZED_OPERATION if service is None else service(self, message)
+        try:
+            status = UNRECOGNIZED_OPERATION if service is None else service(self, message)
+        finally:
+            message.dataset.close()
         answer = command.response(asked, status)
         for pdu in upper_layer.data(message.context.context_id, answer, self._maximum_length):
             self._line.send(pdu)
@@ -174,41 +215,56 @@ class Association:
 class _Message:
     """A message under way: first its command's fragments, then its dataset's (PS3.7 6.3.1)."""
 
-    def __init__(self, context: Context, max_bytes: int) -> None:
+    def __init__(self, association: Association, context: Context, terms: Terms) -> None:
+        self._association = association
         self._context = context
-        self._max_bytes = max_bytes
+        self._terms = terms
         self._encoded_command = bytearray()
         self._command: Command | None = None
-        self._dataset = io.BytesIO()
+        self._dataset: Sink | None = None
+        self._bytes = 0
         self.is_whole = False
 
-    def add(self, context_id: int, is_command: bool, is_last: bool, data: memoryview) -> None:
-        """Take the next fragment. Raises Misbehaviour."""
-        if context_id != self._context.context_id:
+    def begin(self, head: Fragment) -> None:
+        """A fragment begins. Raises Misbehaviour where it is out of place, or too much."""
+        if head.context_id != self._context.context_id:
             raise malformed("a message in two presentation contexts")
-        if self.is_whole or is_command != (self._command is None):
+        if head.is_command != (self._command is None):
             raise malformed("fragments of command and dataset in disorder")
-        if is_command:
-            self._add_command(is_last, data)
-        else:
-            self._add_dataset(is_last, data)
+        if head.is_command:
+            if len(self._encoded_command) + head.length > LARGEST_COMMAND:
+                raise malformed(f"a command of more than {LARGEST_COMMAND} bytes")
+            return
+        self._bytes += head.length
+        if self._bytes > self._terms.max_bytes:
+            raise Misbehaviour("too-large", "an object of more than receive.max_megabytes")
 
-    def _add_command(self, is_last: bool, data: memoryview) -> None:
-        if len(self._encoded_command) + len(data) > LARGEST_COMMAND:
-            raise malformed(f"a command of more than {LARGEST_COMMAND} bytes")
-        self._encoded_command += data
-        if is_last:
+    def add(self, head: Fragment, data: memoryview) -> None:
+        """Take the next bytes of the fragment."""
+        if head.is_command:
+            self._encoded_command += data
+            return
+        assert self._dataset is not None
+        self._dataset.write(data)
+
+    def end(self, head: Fragment) -> None:
+        """The fragment is whole."""
+        if not head.is_last:
+            return
+        if head.is_command:
             self._command = command.read(bytes(self._encoded_command))
             self.is_whole = not self._command.has_dataset
-
-    def _add_dataset(self, is_last: bool, data: memoryview) -> None:
-        if self._dataset.tell() + len(data) > self._max_bytes:
-            raise Misbehaviour("too-large", "an object of more than receive.max_megabytes")
-        self._dataset.write(data)
-        self.is_whole = is_last
+            self._dataset = self._terms.sink(self._association, self._context, self._command)
+        else:
+            self.is_whole = True
 
     def whole(self) -> Message:
         """The message, when it is whole."""
         assert self._command is not None
-        # getvalue() gives the buffer away without copying it, as long as nothing is written to it.
-        return Message(self._context, self._command, self._dataset.getvalue())
+        assert self._dataset is not None
+        return Message(self._context, self._command, self._dataset)
+
+    def close(self) -> None:
+        """End without having become whole."""
+        if self._dataset is not None:
+            self._dataset.close()

@@ -1,159 +1,159 @@
 """The folder of received objects: bytes as they came, durable before anybody is told so.
 
-inbox/<Study Instance UID>/<SOP Instance UID>.<digest>.dcm
+inbox/<Study Instance UID>/<SOP Instance UID>.<digest>.dcm; inbox/<...>.part is under way
 """
 
 import hashlib
-import re
+import os
+import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.tag import BaseTag, Tag
-from pydicom.uid import UID
+from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
 
 from dicomai import durable
 from dicomai.errors import NotDicom
-from dicomai.parse import PARSER_ERRORS, parse_file_head, parse_head, transfer_syntax_uid
-from dicomai.study import MANUFACTURER, Instance
+from dicomai.parse import PARSER_ERRORS, parse_file_head, transfer_syntax_uid
+from dicomai.receive import header
+from dicomai.receive.header import Header
+from dicomai.study import Instance
 
-UID_PATTERN = re.compile(r"[0-9]+(\.[0-9]+)*")
-WANTED: list[BaseTag | int] = [
-    Tag(keyword)
-    for keyword in (
-        "SOPClassUID",
-        "SOPInstanceUID",
-        "StudyInstanceUID",
-        "SeriesInstanceUID",
-        "SpecificCharacterSet",
-        "Manufacturer",
-        "PatientID",
-        "AccessionNumber",
-        "NumberOfStudyRelatedInstances",
-    )
-]
+# What of an object is kept in memory: its identifying attributes are hardly ever further on.
+START_BYTES = 1 << 16
+# Preamble, prefix, the group length's own element, and what it counts (PS3.10 7.1).
+BEFORE_META = 128 + 4 + 12
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What the receiving path needs to know of a dataset."""
+class Draft:
+    """An object under way, written as it comes to a temporary file that keep() gives its name.
 
-    sop_class_uid: str
-    sop_instance_uid: str
-    study_instance_uid: str
-    series_instance_uid: str
-    analyzable: bool
-    expected_instances: int | None
-    patient_id: str
-    accession_number: str
-
-
-def parse(dataset: bytes, syntax_uid: str) -> Header:
-    """Read the identifying attributes of an encoded dataset, no further than the pixels.
-
-    Raises NotDicom where one is missing or is no UID (it becomes a file name).
+    Nothing is raised while it comes: what goes wrong is said at its end.
     """
-    try:
-        return _header(parse_head(dataset, UID(syntax_uid), WANTED))
-    except PARSER_ERRORS as error:
-        raise NotDicom(f"cannot be parsed as DICOM ({_kind(error)})") from error
 
+    def __init__(self, inbox: Path, transfer_syntax_uid: str, file_meta: bytes) -> None:
+        """file_meta: preamble, prefix and group 0002, encoded. Raises OSError."""
+        durable.make_folder(inbox)
+        self._inbox = inbox
+        self._syntax = transfer_syntax_uid
+        self._path, self._file = durable.scratch(inbox)
+        self._hasher = _hasher(transfer_syntax_uid)
+        self._start = bytearray()
+        self._error: OSError | None = None
+        self._meta_bytes = self.size = len(file_meta)
+        self._append(file_meta)
 
-def _kind(error: BaseException) -> str:
-    # Never the parser's own words: they quote values, which may be a patient's.
-    return (
-        "sequences nested too deep" if isinstance(error, RecursionError) else type(error).__name__
-    )
+    def write(self, data: memoryview) -> None:
+        """Take the next bytes of the dataset."""
+        self._hasher.update(data)
+        if len(self._start) < START_BYTES:
+            self._start += data[: START_BYTES - len(self._start)]
+        self._append(data)
+        self.size += len(data)
 
+    def _append(self, data: bytes | memoryview) -> None:
+        if self._error is None:
+            try:
+                durable.append(self._file, data)
+            except OSError as error:
+                self._error = error
 
-def _header(ds: Dataset) -> Header:
-    uids = []
-    for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
-        value = str(ds.get(keyword) or "")
-        if not _is_uid(value):
-            raise NotDicom(f"{keyword} is missing or is not a UID")
-        uids.append(value)
-    expected = str(ds.get("NumberOfStudyRelatedInstances") or "")
-    sop_class, sop_instance, study, series = uids
-    return Header(
-        sop_class,
-        sop_instance,
-        study,
-        series,
-        analyzable=_is_image(uids[0]) and ds.get("Manufacturer") != MANUFACTURER,
-        expected_instances=int(expected) if expected.isdigit() else None,
-        patient_id=str(ds.get("PatientID") or ""),
-        accession_number=str(ds.get("AccessionNumber") or ""),
-    )
+    def header(self) -> Header:
+        """Of the whole dataset. Raises NotDicom, and OSError where it could not be written."""
+        if self._error is not None:
+            raise self._error
+        found = header.glance(bytes(self._start), self._syntax)
+        if found is not None:
+            return found
+        return header.parse(self._path.read_bytes()[self._meta_bytes :], self._syntax)
 
+    def keep(self, found: Header) -> Instance:
+        """Give it its name; its content is durable then, its name with a sync of its folder."""
+        digest = self._hasher.hexdigest()
+        folder = self._inbox / found.study_instance_uid
+        path = folder / f"{found.sop_instance_uid}.{digest[:12]}.dcm"
+        durable.make_folder(folder)
+        os.fsync(self._file)
+        self._path.rename(path)
+        self.close()
+        return Instance(
+            found.sop_instance_uid,
+            found.sop_class_uid,
+            found.series_instance_uid,
+            self._syntax,
+            path,
+            digest,
+        )
 
-def _is_uid(value: str) -> bool:
-    return len(value) <= 64 and UID_PATTERN.fullmatch(value) is not None
-
-
-def _is_image(sop_class_uid: str) -> bool:
-    # The dictionary's names: "CT Image Storage", but "Enhanced SR Storage", "Segmentation Storage".
-    return "Image Storage" in UID(sop_class_uid).name
+    def close(self) -> None:
+        """End; what was not kept is removed."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+            self._path.unlink(missing_ok=True)
 
 
 def digest(dataset: bytes, transfer_syntax_uid: str) -> str:
     """SHA-256 of what was sent; the file meta, which we write, does not count."""
-    hasher = hashlib.sha256(f"{transfer_syntax_uid}\n".encode())
+    hasher = _hasher(transfer_syntax_uid)
     hasher.update(dataset)
     return hasher.hexdigest()
 
 
-def keep(
-    inbox: Path, header: Header, transfer_syntax_uid: str, file_meta: bytes, dataset: bytes
-) -> Instance:
-    """Write an object durably. file_meta: preamble, prefix and group 0002, encoded."""
-    found = digest(dataset, transfer_syntax_uid)
-    folder = inbox / header.study_instance_uid
-    path = folder / f"{header.sop_instance_uid}.{found[:12]}.dcm"
-    durable.write(path, [file_meta, dataset])
-    return Instance(
-        header.sop_instance_uid,
-        header.sop_class_uid,
-        header.series_instance_uid,
-        transfer_syntax_uid,
-        path,
-        found,
-    )
+def _hasher(transfer_syntax_uid: str) -> "hashlib._Hash":
+    return hashlib.sha256(f"{transfer_syntax_uid}\n".encode())
+
+
+def file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:
+    """Preamble, prefix and file meta information (PS3.10 7.1)."""
+    elements = [
+        (0x0001, b"OB\0\0", b"\0\1"),
+        (0x0002, b"UI", sop_class_uid.encode()),
+        (0x0003, b"UI", sop_instance_uid.encode()),
+        (0x0010, b"UI", transfer_syntax_uid.encode()),
+        (0x0012, b"UI", PYNETDICOM_IMPLEMENTATION_UID.encode()),
+        (0x0013, b"SH", PYNETDICOM_IMPLEMENTATION_VERSION.encode()),
+    ]
+    body = b"".join(_element(*element) for element in elements)
+    return b"\0" * 128 + b"DICM" + _element(0, b"UL", struct.pack("<I", len(body))) + body
+
+
+def _element(number: int, vr: bytes, value: bytes) -> bytes:
+    if len(value) % 2:
+        value += b" " if vr == b"SH" else b"\0"
+    return struct.pack("<HH4sI" if len(vr) == 4 else "<HH2sH", 2, number, vr, len(value)) + value
 
 
 def read_file(path: Path) -> tuple[Header, Instance, int]:
     """A DICOM file from disk with its size. Raises NotDicom where it is none, or broken."""
     data = path.read_bytes()
     try:
-        ds = parse_file_head(path, WANTED)
-        header = _header(ds)
+        ds = parse_file_head(path, header.WANTED)
+        found = header.of_dataset(ds)
         syntax = transfer_syntax_uid(ds)
         length = int(ds.file_meta.get("FileMetaInformationGroupLength", 0))
     except InvalidDicomError as error:
         raise NotDicom("not a DICOM file: it has no DICM prefix") from error
     except PARSER_ERRORS as error:
-        raise NotDicom(f"cannot be parsed as DICOM ({_kind(error)})") from error
-    # Preamble, prefix, the group length's own element, and what it counts (PS3.10 7.1).
-    dataset = data[128 + 4 + 12 + length :] if length else data
+        raise NotDicom(f"cannot be parsed as DICOM ({header.kind(error)})") from error
+    dataset = data[BEFORE_META + length :] if length else data
     instance = Instance(
-        header.sop_instance_uid,
-        header.sop_class_uid,
-        header.series_instance_uid,
+        found.sop_instance_uid,
+        found.sop_class_uid,
+        found.series_instance_uid,
         syntax,
         path,
         digest(dataset, syntax),
     )
-    return header, instance, len(data)
+    return found, instance, len(data)
 
 
 def read_back(path: Path) -> tuple[Header, Instance, int]:
     """What keep() wrote. Raises NotDicom where it is not what its name says."""
-    header, instance, size = read_file(path)
+    found, instance, size = read_file(path)
     if not path.name.endswith(f".{instance.digest[:12]}.dcm"):
         raise NotDicom(f"{path.name} does not hold the bytes that its name says")
-    return header, instance, size
+    return found, instance, size
 
 
 def _is_older(file: Path, moment: float) -> bool:
@@ -161,6 +161,14 @@ def _is_older(file: Path, moment: float) -> bool:
         return file.stat().st_mtime < moment
     except FileNotFoundError:  # written or replaced at this moment
         return False
+
+
+def remove_drafts(inbox: Path, moment: float) -> int:
+    """Remove what nobody has written to since a moment (seconds since 1970); returns how many."""
+    old = [file for file in inbox.glob(f"*{durable.TEMPORARY}") if _is_older(file, moment)]
+    for file in old:
+        file.unlink(missing_ok=True)
+    return len(old)
 
 
 def files_before(folder: Path, moment: float) -> Iterator[list[Path]]:
@@ -171,7 +179,7 @@ def files_before(folder: Path, moment: float) -> Iterator[list[Path]]:
     if not folder.is_dir():
         return
     for study in sorted(folder.iterdir()):
-        if _is_uid(study.name) and study.is_dir():
+        if header.is_uid(study.name) and study.is_dir():
             old = [file for file in sorted(study.iterdir()) if _is_older(file, moment)]
             if old:
                 yield old

@@ -1,5 +1,6 @@
 """Storage and Verification SCP (PS3.4 Annex B and A): keep, commit, and only then Success."""
 
+import io
 import os
 import socket
 import threading
@@ -17,7 +18,6 @@ from pynetdicom import (
     PYNETDICOM_IMPLEMENTATION_VERSION,
     AllStoragePresentationContexts,
 )
-from pynetdicom.dsutils import create_file_meta, encode_file_meta
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModel,
     Verification,
@@ -29,12 +29,15 @@ from dicomai.audit import AuditCode, AuditEvent, Auditor
 from dicomai.errors import HeldElsewhere, NotDicom
 from dicomai.parse import PARSER_ERRORS, parse
 from dicomai.receive import command, inbox
-from dicomai.receive.admission import admit
+from dicomai.receive.admission import Admission
 from dicomai.receive.alerts import Alerts
-from dicomai.receive.association import Association, Message, Terms
+from dicomai.receive.association import Association, Message, Sink, Terms
+from dicomai.receive.command import Command
+from dicomai.receive.header import is_uid
 from dicomai.receive.server import Doors, Server
+from dicomai.receive.upper_layer import Context
 from dicomai.settings import Receive
-from dicomai.store import queue
+from dicomai.store import arrivals
 from dicomai.store.database import Database
 
 log = structlog.get_logger()
@@ -69,6 +72,23 @@ class _Visit:
     is_told_of_full_disk: bool = False
 
 
+class _Memory(io.BytesIO):
+    """What is not kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """What is not even read, but must arrive before it can be answered."""
+
+    status: int
+
+    def write(self, data: memoryview) -> None:
+        """Forget it."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 class Listener:
     """Serves associations on an already listening socket until stop().
 
@@ -92,6 +112,7 @@ class Listener:
         self._committed = committed
         self._visits: dict[Association, _Visit] = {}
         self._lock = threading.Lock()
+        self._admission = Admission(database, data_dir, receive.quiet_seconds)
         self._alerts = Alerts(auditor)
         terms = Terms(
             ae_title=receive.ae_title,
@@ -103,6 +124,7 @@ class Listener:
                 command.C_STORE_RQ: self._store,
                 command.N_EVENT_REPORT_RQ: self._report,
             },
+            sink=self._sink,
             max_bytes=receive.max_megabytes * MEGABYTE,
             implementation=(PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION),
         )
@@ -135,15 +157,31 @@ class Listener:
             log.exception("not_kept", calling_ae_title=calling)
             return OUT_OF_RESOURCES
 
+    def _sink(self, association: Association, context: Context, asked: Command) -> Sink:
+        """A file for an image, memory for anything else."""
+        if asked.field != command.C_STORE_RQ:
+            return _Memory()
+        if context.abstract_syntax not in STORAGE:
+            return _Refused(SOP_CLASS_NOT_SUPPORTED)
+        if not (is_uid(asked.sop_class_uid) and is_uid(asked.sop_instance_uid)):
+            return _Refused(MISMATCH)
+        try:
+            if not self._has_space(self._visit(association)):
+                return _Refused(OUT_OF_RESOURCES)
+            syntax = context.transfer_syntax
+            meta = inbox.file_meta(asked.sop_class_uid, asked.sop_instance_uid, syntax)
+            return inbox.Draft(self._data_dir / "inbox", syntax, meta)
+        except OSError as error:
+            calling = association.calling_ae_title
+            log.error("not_kept", calling_ae_title=calling, error=type(error).__name__)
+            return _Refused(OUT_OF_RESOURCES)
+
     def _keep(self, association: Association, message: Message) -> int:
-        visit = self._visit(association)
-        if message.context.abstract_syntax not in STORAGE:
-            return SOP_CLASS_NOT_SUPPORTED
-        if not self._has_space(visit):
-            return OUT_OF_RESOURCES
-        syntax = message.context.transfer_syntax
-        header = inbox.parse(message.dataset, syntax)
-        asked = message.command
+        draft, asked = message.dataset, message.command
+        if isinstance(draft, _Refused):
+            return draft.status
+        assert isinstance(draft, inbox.Draft)
+        header = draft.header()
         if (header.sop_instance_uid, header.sop_class_uid) != (
             asked.sop_instance_uid,
             asked.sop_class_uid,
@@ -154,19 +192,11 @@ class Listener:
                 reason="not the command's UID",
             )
             return MISMATCH
+        visit = self._visit(association)
         with self._lock:
             visit.touched.add(header.study_instance_uid)
-        meta = _file_meta(header, syntax)
-        instance = inbox.keep(self._data_dir / "inbox", header, syntax, meta, message.dataset)
-        size = len(meta) + len(message.dataset)
-        outcome = admit(
-            self._database,
-            self._data_dir,
-            header,
-            instance,
-            size,
-            association.calling_ae_title,
-            self._receive.quiet_seconds,
+        outcome = self._admission.admit(
+            header, draft.keep(header), draft.size, association.calling_ae_title
         )
         visit.kept[header.study_instance_uid] += 1
         log.info(
@@ -196,7 +226,8 @@ class Listener:
         if message.context.abstract_syntax != StorageCommitmentPushModel:
             return SOP_CLASS_NOT_SUPPORTED
         try:
-            ds = parse(message.dataset, UID(message.context.transfer_syntax))
+            assert isinstance(message.dataset, _Memory)
+            ds = parse(message.dataset.getvalue(), UID(message.context.transfer_syntax))
             known = self._committed is not None and self._committed(ds)
         except (*PARSER_ERRORS, NotDicom, SQLAlchemyError) as error:
             log.error("commitment_not_noted", error=type(error).__name__)
@@ -216,7 +247,7 @@ class Listener:
             others = [v.touched for a, v in self._visits.items() if a is not association]
             finished = sorted(mine.difference(*others))
         try:
-            queue.association_released(
+            arrivals.association_released(
                 self._database, finished, self._receive.release_quiet_seconds
             )
         except SQLAlchemyError as error:  # the quiet period still ends by itself
@@ -240,13 +271,3 @@ class Listener:
 
 def _echo(_association: Association, _message: Message) -> int:
     return SUCCESS
-
-
-def _file_meta(header: inbox.Header, transfer_syntax_uid: str) -> bytes:
-    """Preamble, prefix and file meta information (PS3.10 7.1)."""
-    meta = create_file_meta(
-        sop_class_uid=UID(header.sop_class_uid),
-        sop_instance_uid=UID(header.sop_instance_uid),
-        transfer_syntax=UID(transfer_syntax_uid),
-    )
-    return b"\0" * 128 + b"DICM" + encode_file_meta(meta)

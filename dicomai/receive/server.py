@@ -165,6 +165,7 @@ class Server:
             _abort(association)
         finally:
             self._leave(line)
+            association.close()
             self._ended(association)
             line.close()
             self._forget(line, threading.current_thread())

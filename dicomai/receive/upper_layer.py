@@ -9,6 +9,8 @@ from dicomai.errors import Misbehaviour
 
 APPLICATION_CONTEXT = b"1.2.840.10008.3.1.1.1"  # PS3.7 A.2.1
 HEADER = struct.Struct(">BxI")  # PDU type, length of what follows
+# A fragment's length, presentation context and control header; the first counts the other two.
+FRAGMENT = struct.Struct(">IBB")
 FIXED_BYTES = 68  # protocol version, reserved, called and calling AE title, reserved
 
 
@@ -73,6 +75,16 @@ class Context:
     abstract_syntax: str
     transfer_syntax: str
     result: ContextResult
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """A presentation data value's head; length: of the data that follow it."""
+
+    context_id: int
+    is_command: bool
+    is_last: bool
+    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,33 +268,27 @@ def abort() -> bytes:
 def data(context_id: int, command: bytes, maximum_length: int) -> Iterator[bytes]:
     """A command set as P-DATA-TF PDUs that its receiver can take (PS3.8 9.3.5, annex E)."""
     # Each fragment has its length, context and control header in the same PDU.
-    most = maximum_length - 6 if maximum_length else len(command)
+    most = maximum_length - FRAGMENT.size if maximum_length else len(command)
     if most < 1:
         raise malformed("a maximum length that leaves no room for data")
     for start in range(0, len(command), most):
         fragment = command[start : start + most]
         last = 2 if start + most >= len(command) else 0
-        head = struct.pack(">IBB", len(fragment) + 2, context_id, 1 | last)
+        head = FRAGMENT.pack(len(fragment) + 2, context_id, 1 | last)
         yield _pdu(Pdu.DATA, head, fragment)
 
 
-def fragments(body: bytes) -> Iterator[tuple[int, bool, bool, memoryview]]:
-    """The fragments of a P-DATA-TF (PS3.8 9.3.5.1). Raises Misbehaviour.
+def read_fragment(head: bytes, left: int) -> Fragment:
+    """The head of a fragment in a P-DATA-TF of which so many bytes are left (PS3.8 9.3.5.1).
 
-    yields: context identifier, whether of a command, whether the last one, bytes
-    Of the control header only the two lowest bits count (PS3.8 E.2).
+    Of the control header only the two lowest bits count (PS3.8 E.2). Raises Misbehaviour.
     """
-    view = memoryview(body)
-    at = 0
-    while at < len(view):
-        if at + 6 > len(view):
-            raise malformed("a fragment that is cut off")
-        length, context_id, control = struct.unpack_from(">IBB", view, at)
-        end = at + 4 + length
-        if length < 2 or end > len(view):
-            raise malformed("a fragment of impossible length")
-        yield context_id, bool(control & 1), bool(control & 2), view[at + 6 : end]
-        at = end
+    if len(head) < FRAGMENT.size:
+        raise malformed("a fragment that is cut off")
+    length, context_id, control = FRAGMENT.unpack(head)
+    if length < 2 or length + 4 > left:
+        raise malformed("a fragment of impossible length")
+    return Fragment(context_id, bool(control & 1), bool(control & 2), length - 2)
 
 
 def _item(kind: Item, value: bytes) -> bytes:

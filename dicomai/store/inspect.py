@@ -20,8 +20,9 @@ from sqlalchemy import (
     tuple_,
 )
 
+from dicomai.store.arrivals import ARRIVED
 from dicomai.store.database import Database
-from dicomai.store.queue import ARRIVED, PURGED
+from dicomai.store.queue import PURGED
 from dicomai.store.tables import (
     analysis,
     delivery,

@@ -1,22 +1,21 @@
-"""What writes the state of studies, models and tasks: arrive, claim, complete, release.
+"""What writes the state of studies and tasks: claim, complete, release.
 
 Each function is one short transaction. A row that is due is claimed by writing a lease into it and
 moving its due_at to when the lease expires; a worker that dies leaves a row that becomes due again.
 """
 
-import enum
 import hashlib
 import hmac
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, func, or_, select, update
 
-from dicomai.errors import HeldElsewhere, LeaseLost
+from dicomai.errors import LeaseLost
 from dicomai.store import states
 from dicomai.store.database import Database
 from dicomai.store.tables import (
@@ -39,38 +38,14 @@ from dicomai.study import WITHDRAWAL, Analysis, Instance, Result, Study
 # one bad study cannot fail its neighbours.
 CRASHES_IN_COMPANY = 2
 # Why a study that is being analyzed goes to a new revision; for any other reason it is given back.
-ARRIVED, PURGED = "an image arrived", "a patient was removed"
+PURGED = "a patient was removed"
 NOTHING_YET = "no image to analyze has arrived yet"
 TWO_PATIENTS = (
     "images of two patients under one Study Instance UID: correct it in the PACS and send it "
     "again, or remove one of them with 'dicomai purge'"
 )
 
-
-class Outcome(enum.Enum):
-    """What an arrival changed."""
-
-    NEW = "new"
-    DUPLICATE = "duplicate"
-    REPLACED = "replaced"
-    KEPT = "kept"
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """One instance on disk; expected_instances: how many the sender says the study has.
-
-    patient_id, accession_number: kept as keyed hashes only
-    """
-
-    instance: Instance
-    study_instance_uid: str
-    size: int
-    analyzable: bool
-    calling_ae_title: str
-    expected_instances: int | None = None
-    patient_id: str = ""
-    accession_number: str = ""
+_LOCKED = select(study).where(study.c.study_instance_uid == bindparam("uid")).with_for_update()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,105 +96,6 @@ def audit_event(database: Database, **values: Any) -> None:
         connection.execute(audit.insert().values(at=database.now(connection), **values))
 
 
-def arrive(
-    database: Database,
-    arrival: Arrival,
-    data_dir: Path,
-    quiet_seconds: float,
-    confirm: Callable[[Path], object] = Path.stat,
-) -> tuple[Outcome, Path | None]:
-    """Commit a received instance; after this, and only after this, the sender may be told Success.
-
-    Returns the path of a file that this one replaced, to be removed; its own, where another daemon
-    has the very same.
-    An instance with equal digest changes nothing. Own results that a PACS sends back, and what
-    holds no image, are kept and never make a study due (they would make an endless loop).
-    confirm: raises where the file is gone. It is asked while the study's row is locked, without
-    which nobody removes a file.
-    Raises HeldElsewhere where the study's files lie in another daemon's folder, and OSError where
-    the file is gone: another sender's object had its name, and was replaced.
-    """
-    new = arrival.instance
-    with database.write() as connection:
-        now = database.now(connection)
-        known = lock_study(connection, database, arrival.study_instance_uid, now)
-        confirm(new.path)
-        _note_accession(connection, database, known, arrival)
-        old = connection.execute(select(instance).where(*_same(arrival))).first()
-        is_elsewhere = database.node not in {None, known.node}
-        if old is not None and old.digest == new.digest and old.path is not None:
-            return Outcome.DUPLICATE, new.path if is_elsewhere else None
-        if is_elsewhere:
-            raise HeldElsewhere(
-                "another daemon on this database holds this study: send its images there"
-            )
-        path = str(new.path.relative_to(data_dir))
-        if old is not None and old.digest == new.digest:  # its file had been removed
-            connection.execute(update(instance).where(*_same(arrival)).values(path=path))
-            return Outcome.KEPT, None
-        own = connection.execute(
-            select(result.c.kind).where(result.c.sop_instance_uid == new.sop_instance_uid)
-        ).first()
-        analyzable = arrival.analyzable and own is None
-        patient = patient_key(database, connection, arrival.patient_id)
-        values = _instance_row(arrival, path, now, analyzable, patient)
-        if old is None:
-            connection.execute(instance.insert().values(**values))
-        else:
-            connection.execute(update(instance).where(*_same(arrival)).values(**values))
-        if analyzable:
-            _receive(connection, now, known, arrival, quiet_seconds)
-        before = old.path if old is not None else None
-        replaced = data_dir / before if before not in {None, path} else None
-    if old is not None:
-        return Outcome.REPLACED, replaced
-    return (Outcome.NEW if analyzable else Outcome.KEPT), None
-
-
-def _note_accession(
-    connection: Connection, database: Database, known: Any, arrival: Arrival
-) -> None:
-    if known.accession:
-        return
-    key = accession_key(database, connection, arrival.accession_number) or ""
-    if key != known.accession:
-        connection.execute(
-            update(study)
-            .where(study.c.study_instance_uid == arrival.study_instance_uid)
-            .values(accession=key)
-        )
-
-
-def _instance_row(
-    arrival: Arrival, path: str, now: datetime, analyzable: bool, patient: str | None
-) -> dict[str, Any]:
-    new = arrival.instance
-    return {
-        "study_instance_uid": arrival.study_instance_uid,
-        "sop_instance_uid": new.sop_instance_uid,
-        "series_instance_uid": new.series_instance_uid,
-        "sop_class_uid": new.sop_class_uid,
-        "transfer_syntax_uid": new.transfer_syntax_uid,
-        "path": path,
-        "digest": new.digest,
-        "size": arrival.size,
-        "analyzable": analyzable,
-        "calling_ae_title": arrival.calling_ae_title,
-        "received_at": now,
-        "exclusion_code": None,
-        "exclusion_reason": None,
-        "patient": patient,
-    }
-
-
-def _same(arrival: Arrival) -> tuple[ColumnElement[bool], ...]:
-    # By study and UID: an image that a PACS has copied into another study is there, too.
-    return (
-        instance.c.study_instance_uid == arrival.study_instance_uid,
-        instance.c.sop_instance_uid == arrival.instance.sop_instance_uid,
-    )
-
-
 def patient_key(database: Database, connection: Connection, patient_id: str) -> str | None:
     """What a Patient ID is known by here: HMAC-SHA256 with this database's salt; None for none."""
     return keyed(database, connection, patient_id)
@@ -243,6 +119,19 @@ def keyed(database: Database, connection: Connection, words: str) -> str | None:
 
 def lock_study(connection: Connection, database: Database, uid: str, now: datetime) -> Any:
     """The study's row, made where it is missing, locked until the commit."""
+    known = connection.execute(_LOCKED, {"uid": uid}).first()
+    if known is None:
+        _make_study(connection, database, uid, now)
+        known = connection.execute(_LOCKED, {"uid": uid}).one()
+    if known.node is None and database.node is not None:  # received before there were nodes
+        connection.execute(
+            update(study).where(study.c.study_instance_uid == uid).values(node=database.node)
+        )
+        return connection.execute(_LOCKED, {"uid": uid}).one()
+    return known
+
+
+def _make_study(connection: Connection, database: Database, uid: str, now: datetime) -> None:
     made = connection.execute(
         database.insert(study)
         .values(
@@ -260,26 +149,6 @@ def lock_study(connection: Connection, database: Database, uid: str, now: dateti
     ).first()
     if made is not None:
         record(connection, now, "study", uid, None, "skipped", NOTHING_YET)
-    chosen = select(study).where(study.c.study_instance_uid == uid).with_for_update()
-    known = connection.execute(chosen).one()
-    if known.node is None and database.node is not None:  # received before there were nodes
-        connection.execute(
-            update(study).where(study.c.study_instance_uid == uid).values(node=database.node)
-        )
-        return connection.execute(chosen).one()
-    return known
-
-
-def _receive(
-    connection: Connection, now: datetime, known: Any, arrival: Arrival, quiet_seconds: float
-) -> None:
-    """Make the study due after the quiet period, at a new revision if the old one was closed."""
-    uid = arrival.study_instance_uid
-    expected = arrival.expected_instances or known.expected_instances
-    due = now + timedelta(seconds=quiet_seconds)
-    if expected is not None and _analyzable(connection, uid) >= expected:
-        due = now
-    reopen(connection, now, known, due, ARRIVED, last_received_at=now, expected_instances=expected)
 
 
 def reopen(
@@ -336,25 +205,6 @@ def _end_deliveries(
     ).all()
     for row in rows:
         record(connection, now, "delivery", str(row.id), state, "superseded")
-
-
-def association_released(
-    database: Database, study_instance_uids: Sequence[str], release_quiet_seconds: float
-) -> None:
-    """Pull in what is still receiving: its sender has said that it is done."""
-    if not study_instance_uids:
-        return
-    with database.write() as connection:
-        due = database.now(connection) + timedelta(seconds=release_quiet_seconds)
-        connection.execute(
-            update(study)
-            .where(
-                study.c.study_instance_uid.in_(study_instance_uids),
-                study.c.state == "receiving",
-                study.c.due_at > due,
-            )
-            .values(due_at=due)
-        )
 
 
 def claim_study(

@@ -1,0 +1,299 @@
+"""What arrives: instances, and when their study is due.
+
+The statements are built once: building one costs more than executing it.
+"""
+
+import enum
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, exists, func, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from dicomai.errors import HeldElsewhere
+from dicomai.store.database import Database
+from dicomai.store.queue import accession_key, lock_study, patient_key, reopen
+from dicomai.store.tables import instance, result, study
+from dicomai.study import Instance
+
+ARRIVED = "an image arrived"
+
+_SAME = (  # by study and UID: an image that a PACS has copied into another study is there, too
+    instance.c.study_instance_uid == bindparam("of_study"),
+    instance.c.sop_instance_uid == bindparam("uid"),
+)
+_BEFORE = select(instance.c.digest, instance.c.path).where(*_SAME)
+_OWN = select(result.c.kind).where(result.c.sop_instance_uid == bindparam("uid"))
+_INSERT = instance.insert()
+_REPLACE = update(instance).where(*_SAME)
+_COUNT = (
+    select(func.count())
+    .select_from(instance)
+    .where(instance.c.study_instance_uid == bindparam("of_study"), instance.c.analyzable)
+)
+_OF_STUDY = update(study).where(study.c.study_instance_uid == bindparam("of_study"))
+_DUE = _OF_STUDY.values(
+    due_at=bindparam("due"),
+    last_received_at=bindparam("now"),
+    expected_instances=bindparam("expected"),
+)
+
+# A new image of a study that is receiving already: nearly all are. What else there is to know of it
+# is asked by the same two statements, so that they do for any number of arrivals.
+_IS_USUAL = (
+    study.c.study_instance_uid == bindparam("study_instance_uid"),
+    study.c.state == "receiving",
+    study.c.node == bindparam("node"),
+    study.c.expected_instances.is_(None),
+    or_(study.c.accession != "", study.c.accession == bindparam("accession")),
+    ~exists().where(result.c.sop_instance_uid == bindparam("sop_instance_uid")),
+)
+_USUAL = select(*(bindparam(column.name, type_=column.type) for column in instance.c)).where(
+    *_IS_USUAL
+)
+_INSERT_USUAL = {
+    is_sqlite: insert(instance)
+    .from_select([column.name for column in instance.c], _USUAL)
+    .on_conflict_do_nothing()
+    for is_sqlite, insert in ((True, sqlite.insert), (False, postgresql.insert))
+}
+_STILL_DUE = (
+    update(study)
+    .where(
+        study.c.study_instance_uid == bindparam("of_study"),
+        study.c.state == "receiving",
+        study.c.node == bindparam("of_node"),
+    )
+    .values(due_at=bindparam("due"), last_received_at=bindparam("now"))
+)
+
+
+class Outcome(enum.Enum):
+    """What an arrival changed."""
+
+    NEW = "new"
+    DUPLICATE = "duplicate"
+    REPLACED = "replaced"
+    KEPT = "kept"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One instance on disk; expected_instances: how many the sender says the study has.
+
+    patient_id, accession_number: kept as keyed hashes only
+    """
+
+    instance: Instance
+    study_instance_uid: str
+    size: int
+    analyzable: bool
+    calling_ae_title: str
+    expected_instances: int | None = None
+    patient_id: str = ""
+    accession_number: str = ""
+
+
+def arrive(
+    database: Database,
+    arrivals: Sequence[Arrival],
+    data_dir: Path,
+    quiet_seconds: float,
+    confirm: Callable[[Path], object] = Path.stat,
+) -> list[tuple[Outcome, Path | None]]:
+    """Commit received instances, all or none; after this, and only after this, their senders may
+    be told Success.
+
+    Returns for each, beside what it changed, the path of a file that it replaced, to be removed;
+    its own, where another daemon has the very same.
+    An instance with equal digest changes nothing. Own results that a PACS sends back, and what
+    holds no image, are kept and never make a study due (they would make an endless loop).
+    confirm: raises where the file is gone. It is asked while the study's row is locked, without
+    which nobody removes a file.
+    Raises HeldElsewhere where a study's files lie in another daemon's folder, and OSError where
+    a file is gone: another sender's object had its name, and was replaced.
+    """
+    # In one order everywhere, or two daemons wait for each other's studies.
+    order = sorted(range(len(arrivals)), key=lambda at: arrivals[at].study_instance_uid)
+    ordered = [arrivals[at] for at in order]
+    if _arrive_as_usual(database, ordered, data_dir, quiet_seconds, confirm):
+        return [(Outcome.NEW, None)] * len(arrivals)
+    with database.write() as connection:
+        now = database.now(connection)
+        done = {
+            at: _arrive(connection, database, now, arrivals[at], data_dir, quiet_seconds, confirm)
+            for at in order
+        }
+    return [done[at] for at in range(len(arrivals))]
+
+
+def _arrive_as_usual(
+    database: Database,
+    ordered: Sequence[Arrival],
+    data_dir: Path,
+    quiet_seconds: float,
+    confirm: Callable[[Path], object],
+) -> bool:
+    """Commit new images of studies that are receiving; False, and nothing done, for any other."""
+    if database.node is None or not all(
+        arrival.analyzable and arrival.expected_instances is None for arrival in ordered
+    ):
+        return False
+    with suppress(_Unusual), database.write() as connection:
+        now = database.now(connection)
+        due = now + timedelta(seconds=quiet_seconds)
+        inserted = connection.execute(
+            _INSERT_USUAL[database.is_sqlite],
+            [
+                _row(
+                    arrival,
+                    str(arrival.instance.path.relative_to(data_dir)),
+                    now,
+                    True,
+                    patient_key(database, connection, arrival.patient_id),
+                )
+                | {
+                    "node": database.node,
+                    "accession": accession_key(database, connection, arrival.accession_number)
+                    or "",
+                }
+                for arrival in ordered
+            ],
+        )
+        if inserted.rowcount != len(ordered):
+            raise _Unusual
+        locked = connection.execute(
+            _STILL_DUE,
+            [
+                {
+                    "of_study": arrival.study_instance_uid,
+                    "of_node": database.node,
+                    "due": due,
+                    "now": now,
+                }
+                for arrival in ordered
+            ],
+        )
+        if locked.rowcount != len(ordered):
+            raise _Unusual
+        for arrival in ordered:
+            confirm(arrival.instance.path)
+        return True
+    return False
+
+
+class _Unusual(Exception):
+    """To be rolled back, and done again with all questions asked."""
+
+
+def _arrive(
+    connection: Connection,
+    database: Database,
+    now: datetime,
+    arrival: Arrival,
+    data_dir: Path,
+    quiet_seconds: float,
+    confirm: Callable[[Path], object],
+) -> tuple[Outcome, Path | None]:
+    new = arrival.instance
+    known = lock_study(connection, database, arrival.study_instance_uid, now)
+    confirm(new.path)
+    _note_accession(connection, database, known, arrival)
+    same = {"of_study": arrival.study_instance_uid, "uid": new.sop_instance_uid}
+    old = connection.execute(_BEFORE, same).first()
+    is_elsewhere = database.node not in {None, known.node}
+    if old is not None and old.digest == new.digest and old.path is not None:
+        return Outcome.DUPLICATE, new.path if is_elsewhere else None
+    if is_elsewhere:
+        raise HeldElsewhere(
+            "another daemon on this database holds this study: send its images there"
+        )
+    path = str(new.path.relative_to(data_dir))
+    if old is not None and old.digest == new.digest:  # its file had been removed
+        connection.execute(_REPLACE.values(path=path), same)
+        return Outcome.KEPT, None
+    own = connection.execute(_OWN, {"uid": new.sop_instance_uid}).first()
+    analyzable = arrival.analyzable and own is None
+    patient = patient_key(database, connection, arrival.patient_id)
+    values = _row(arrival, path, now, analyzable, patient)
+    if old is None:
+        connection.execute(_INSERT, values)
+    else:
+        connection.execute(_REPLACE.values(values), same)
+    if analyzable:
+        _receive(connection, now, known, arrival, quiet_seconds)
+    if old is not None:
+        return Outcome.REPLACED, data_dir / old.path if old.path not in {None, path} else None
+    return (Outcome.NEW if analyzable else Outcome.KEPT), None
+
+
+def _note_accession(
+    connection: Connection, database: Database, known: Any, arrival: Arrival
+) -> None:
+    if known.accession:
+        return
+    key = accession_key(database, connection, arrival.accession_number) or ""
+    if key != known.accession:
+        connection.execute(
+            _OF_STUDY.values(accession=key), {"of_study": arrival.study_instance_uid}
+        )
+
+
+def _row(
+    arrival: Arrival, path: str, now: datetime, analyzable: bool, patient: str | None
+) -> dict[str, Any]:
+    new = arrival.instance
+    return {
+        "study_instance_uid": arrival.study_instance_uid,
+        "sop_instance_uid": new.sop_instance_uid,
+        "series_instance_uid": new.series_instance_uid,
+        "sop_class_uid": new.sop_class_uid,
+        "transfer_syntax_uid": new.transfer_syntax_uid,
+        "path": path,
+        "digest": new.digest,
+        "size": arrival.size,
+        "analyzable": analyzable,
+        "calling_ae_title": arrival.calling_ae_title,
+        "received_at": now,
+        "exclusion_code": None,
+        "exclusion_reason": None,
+        "patient": patient,
+    }
+
+
+def _receive(
+    connection: Connection, now: datetime, known: Any, arrival: Arrival, quiet_seconds: float
+) -> None:
+    """Make the study due after the quiet period, at a new revision if the old one was closed."""
+    uid = arrival.study_instance_uid
+    expected = arrival.expected_instances or known.expected_instances
+    due = now + timedelta(seconds=quiet_seconds)
+    if expected is not None:
+        analyzable: int = connection.execute(_COUNT, {"of_study": uid}).scalar_one()
+        due = now if analyzable >= expected else due
+    if known.state != "receiving":
+        reopen(connection, now, known, due, ARRIVED)
+    connection.execute(_DUE, {"of_study": uid, "due": due, "now": now, "expected": expected})
+
+
+def association_released(
+    database: Database, study_instance_uids: Sequence[str], release_quiet_seconds: float
+) -> None:
+    """Pull in what is still receiving: its sender has said that it is done."""
+    if not study_instance_uids:
+        return
+    with database.write() as connection:
+        due = database.now(connection) + timedelta(seconds=release_quiet_seconds)
+        connection.execute(
+            update(study)
+            .where(
+                study.c.study_instance_uid.in_(study_instance_uids),
+                study.c.state == "receiving",
+                study.c.due_at > due,
+            )
+            .values(due_at=due)
+        )
