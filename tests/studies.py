@@ -18,6 +18,7 @@ from pydicom.uid import (
 )
 from sqlalchemy import select
 
+from dicomai import durable
 from dicomai.receive import inbox
 from dicomai.receive.header import Header
 from dicomai.store import arrivals, outbox, queue
@@ -68,8 +69,9 @@ class Clock:
 def keep(file: Path, data_dir: Path) -> tuple[Header, Instance, int]:
     """A file lies in the inbox, as if it had arrived, and has no row yet."""
     header, item, size = inbox.read_file(file)
-    draft = inbox.Draft(data_dir / "inbox", item.transfer_syntax_uid, b"")
+    draft = inbox.Draft(data_dir / "inbox", item.transfer_syntax_uid, b"", durable.buffer())
     draft.write(memoryview(file.read_bytes()))
+    assert draft.header()
     return header, draft.keep(header), size
 
 

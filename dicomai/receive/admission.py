@@ -25,7 +25,7 @@ class _Waiting:
 class Admission:
     """Commits what several threads bring: whoever comes to it first commits for all who wait.
 
-    So the folders' and the database's fsync are shared, and nobody waits for company.
+    So the database's fsync is shared, and nobody waits for company.
     """
 
     def __init__(self, database: Database, data_dir: Path, quiet_seconds: float) -> None:
@@ -57,6 +57,8 @@ class Admission:
                 header.accession_number,
             )
         )
+        # Not in turn: the kernel does what comes at the same time in one (ext4's journal).
+        durable.sync_folder(instance.path.parent)
         with self._lock:
             self._waiting.append(mine)
         with self._turn:
@@ -68,8 +70,6 @@ class Admission:
 
     def _commit(self, group: list[_Waiting]) -> None:
         try:
-            for folder in {item.arrival.instance.path.parent for item in group}:
-                durable.sync_folder(folder)
             answers = arrivals.arrive(
                 self._database,
                 [item.arrival for item in group],

@@ -4,7 +4,7 @@ inbox/<Study Instance UID>/<SOP Instance UID>.<digest>.dcm; inbox/<...>.part is 
 """
 
 import hashlib
-import os
+import mmap
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,12 +31,13 @@ class Draft:
     Nothing is raised while it comes: what goes wrong is said at its end.
     """
 
-    def __init__(self, inbox: Path, transfer_syntax_uid: str, file_meta: bytes) -> None:
+    def __init__(
+        self, inbox: Path, transfer_syntax_uid: str, file_meta: bytes, buffer: mmap.mmap
+    ) -> None:
         """file_meta: preamble, prefix and group 0002, encoded. Raises OSError."""
-        durable.make_folder(inbox)
         self._inbox = inbox
         self._syntax = transfer_syntax_uid
-        self._path, self._file = durable.scratch(inbox)
+        self._stream = durable.Stream(inbox, buffer)
         self._hasher = _hasher(transfer_syntax_uid)
         self._start = bytearray()
         self._error: OSError | None = None
@@ -54,7 +55,7 @@ class Draft:
     def _append(self, data: bytes | memoryview) -> None:
         if self._error is None:
             try:
-                durable.append(self._file, data)
+                self._stream.write(data)
             except OSError as error:
                 self._error = error
 
@@ -62,20 +63,21 @@ class Draft:
         """Of the whole dataset. Raises NotDicom, and OSError where it could not be written."""
         if self._error is not None:
             raise self._error
+        self._stream.end()
         found = header.glance(bytes(self._start), self._syntax)
         if found is not None:
             return found
-        return header.parse(self._path.read_bytes()[self._meta_bytes :], self._syntax)
+        return header.parse(self._stream.path.read_bytes()[self._meta_bytes :], self._syntax)
 
     def keep(self, found: Header) -> Instance:
-        """Give it its name; its content is durable then, its name with a sync of its folder."""
+        """Give it its name; its content is durable then, its name with a sync of its folder.
+
+        Raises OSError.
+        """
         digest = self._hasher.hexdigest()
         folder = self._inbox / found.study_instance_uid
         path = folder / f"{found.sop_instance_uid}.{digest[:12]}.dcm"
-        durable.make_folder(folder)
-        os.fsync(self._file)
-        self._path.rename(path)
-        self.close()
+        self._stream.keep(path)
         return Instance(
             found.sop_instance_uid,
             found.sop_class_uid,
@@ -87,10 +89,7 @@ class Draft:
 
     def close(self) -> None:
         """End; what was not kept is removed."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-            self._path.unlink(missing_ok=True)
+        self._stream.close()
 
 
 def digest(dataset: bytes, transfer_syntax_uid: str) -> str:

@@ -73,10 +73,11 @@ class Line:
         largest: PDU type -> length that is accepted; other types are refused before they are read.
         Raises Misbehaviour, or Vanished where the peer has closed the connection.
         """
-        header = self.read(1)
+        if self._read_to == self._filled_to:
+            self._fill()
         if between_messages:
             self.got_on()
-        kind, length = HEADER.unpack(header + self.read(HEADER.size - 1))
+        kind, length = HEADER.unpack(self.read(HEADER.size))
         if kind not in largest:
             raise Misbehaviour("malformed", f"a PDU of type 0x{kind:02X} out of place")
         if length > largest[kind]:
@@ -85,7 +86,11 @@ class Line:
 
     def read(self, size: int) -> bytes:
         """So many bytes. Raises Misbehaviour and Vanished."""
-        return b"".join(bytes(piece) for piece in self._pieces(size))
+        end = self._read_to + size
+        if end > self._filled_to:
+            return b"".join(self._pieces(size))
+        start, self._read_to = self._read_to, end
+        return bytes(self._buffer[start:end])
 
     def data(self, size: int) -> Iterator[memoryview]:
         """So many bytes of a message, in pieces that are there until the next one is asked for.

@@ -1,6 +1,7 @@
 """Storage and Verification SCP (PS3.4 Annex B and A): keep, commit, and only then Success."""
 
 import io
+import mmap
 import os
 import socket
 import threading
@@ -24,7 +25,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicomai import tls
+from dicomai import durable, tls
 from dicomai.audit import AuditCode, AuditEvent, Auditor
 from dicomai.errors import HeldElsewhere, NotDicom
 from dicomai.parse import PARSER_ERRORS, parse
@@ -65,11 +66,15 @@ ROLES = {str(StorageCommitmentPushModel): (False, True)}
 
 @dataclass
 class _Visit:
-    """What one association has brought; kept: Study Instance UID -> instances."""
+    """What one association has brought; kept: Study Instance UID -> instances.
+
+    buffer: of the one object that is under way
+    """
 
     touched: set[str] = field(default_factory=set)
     kept: Counter[str] = field(default_factory=Counter)
     is_told_of_full_disk: bool = False
+    buffer: mmap.mmap = field(default_factory=durable.buffer)
 
 
 class _Memory(io.BytesIO):
@@ -165,12 +170,13 @@ class Listener:
             return _Refused(SOP_CLASS_NOT_SUPPORTED)
         if not (is_uid(asked.sop_class_uid) and is_uid(asked.sop_instance_uid)):
             return _Refused(MISMATCH)
+        visit = self._visit(association)
         try:
-            if not self._has_space(self._visit(association)):
+            if not self._has_space(visit):
                 return _Refused(OUT_OF_RESOURCES)
             syntax = context.transfer_syntax
             meta = inbox.file_meta(asked.sop_class_uid, asked.sop_instance_uid, syntax)
-            return inbox.Draft(self._data_dir / "inbox", syntax, meta)
+            return inbox.Draft(self._data_dir / "inbox", syntax, meta, visit.buffer)
         except OSError as error:
             calling = association.calling_ae_title
             log.error("not_kept", calling_ae_title=calling, error=type(error).__name__)
