@@ -5,13 +5,13 @@ import fcntl
 import mmap
 import os
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 TEMPORARY = ".part"
 BLOCK_BYTES = 4096
-BUFFER_BYTES = 1 << 20
+BUFFER_BYTES = 1 << 19
 O_DIRECT = getattr(os, "O_DIRECT", 0)  # Linux has it
 
 
@@ -51,17 +51,24 @@ class Stream:
 
     Past the page cache where the file system can (O_DIRECT, open(2)): to copy an image into new
     pages of memory, and these to the disk, took half of the time of receiving it.
+    size: bytes that were written
     """
 
-    def __init__(self, folder: Path, buffer: mmap.mmap) -> None:
-        """The folder is made where it is missing. Raises OSError."""
+    def __init__(
+        self, folder: Path, buffer: mmap.mmap, seen: Callable[[memoryview], object]
+    ) -> None:
+        """seen: is shown what is written, in larger pieces than it comes in.
+
+        The folder is made where it is missing. Raises OSError.
+        """
         try:
             self.path, self._file = scratch(folder)
         except FileNotFoundError:
             make_folder(folder)
             self.path, self._file = scratch(folder)
         self._buffer = memoryview(buffer)
-        self._filled = self._size = 0
+        self._seen = seen
+        self.size = self._filled = 0
         self._set_direct(True)
 
     def write(self, data: bytes | memoryview) -> None:
@@ -78,7 +85,7 @@ class Stream:
     def end(self) -> None:
         """All of it can be read. Raises OSError."""
         self._flush()
-        os.ftruncate(self._file, self._size)
+        os.ftruncate(self._file, self.size)
 
     def keep(self, path: Path) -> None:
         """Make the content durable and give it its name, which a sync of its folder makes so.
@@ -102,7 +109,8 @@ class Stream:
             self.path.unlink(missing_ok=True)
 
     def _flush(self) -> None:
-        self._size += self._filled
+        self._seen(self._buffer[: self._filled])
+        self.size += self._filled
         whole = -self._filled % BLOCK_BYTES + self._filled  # of blocks; end() cuts the rest off
         self._filled = 0
         try:

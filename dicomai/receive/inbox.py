@@ -37,34 +37,38 @@ class Draft:
         """file_meta: preamble, prefix and group 0002, encoded. Raises OSError."""
         self._inbox = inbox
         self._syntax = transfer_syntax_uid
-        self._stream = durable.Stream(inbox, buffer)
+        self._stream = durable.Stream(inbox, buffer, self._see)
         self._hasher = _hasher(transfer_syntax_uid)
-        self._start = bytearray()
+        self._start = b""
         self._error: OSError | None = None
-        self._meta_bytes = self.size = len(file_meta)
-        self._append(file_meta)
+        self._meta_bytes = len(file_meta)
+        self.write(file_meta)
 
-    def write(self, data: memoryview) -> None:
+    @property
+    def size(self) -> int:
+        """Bytes of the file, once header() has been asked."""
+        return self._stream.size
+
+    def write(self, data: bytes | memoryview) -> None:
         """Take the next bytes of the dataset."""
-        self._hasher.update(data)
-        if len(self._start) < START_BYTES:
-            self._start += data[: START_BYTES - len(self._start)]
-        self._append(data)
-        self.size += len(data)
-
-    def _append(self, data: bytes | memoryview) -> None:
         if self._error is None:
             try:
                 self._stream.write(data)
             except OSError as error:
                 self._error = error
 
+    def _see(self, written: memoryview) -> None:
+        if not self._stream.size:
+            written = written[self._meta_bytes :]
+            self._start = bytes(written[:START_BYTES])
+        self._hasher.update(written)
+
     def header(self) -> Header:
         """Of the whole dataset. Raises NotDicom, and OSError where it could not be written."""
         if self._error is not None:
             raise self._error
         self._stream.end()
-        found = header.glance(bytes(self._start), self._syntax)
+        found = header.glance(self._start, self._syntax)
         if found is not None:
             return found
         return header.parse(self._stream.path.read_bytes()[self._meta_bytes :], self._syntax)

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Iterator, Mapping
 
@@ -15,6 +16,7 @@ BUFFER_BYTES = 1 << 18
 LEAST_BYTES = 1 << 16
 HANDSHAKE_SECONDS = 10.0
 LINGER_SECONDS = 2.0
+TIMEVAL = struct.Struct("@ll")
 
 
 class Vanished(Exception):
@@ -88,7 +90,7 @@ class Line:
         """So many bytes. Raises Misbehaviour and Vanished."""
         end = self._read_to + size
         if end > self._filled_to:
-            return b"".join(self._pieces(size))
+            return b"".join(bytes(piece) for piece in self._pieces(size))
         start, self._read_to = self._read_to, end
         return bytes(self._buffer[start:end])
 
@@ -116,13 +118,13 @@ class Line:
         left = self._due - time.monotonic()
         if left <= 0:
             raise self._too_slow()
-        self._connection.settimeout(left)
+        self._limit(socket.SO_RCVTIMEO, left)
         try:
             received = self._connection.recv_into(self._buffer)
             # Many senders hold the end of a PDU back until what went before is acknowledged, which
             # the kernel puts off for 40 ms: measured 43 against 11 ms an image (tcp(7)).
             self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             raise self._too_slow() from None
         except OSError:
             received = 0
@@ -130,6 +132,18 @@ class Line:
         if not received:
             raise Vanished
         self._read_to, self._filled_to = 0, received
+
+    def _limit(self, option: int, seconds: float) -> None:
+        """How long the next call may take; option: SO_RCVTIMEO or SO_SNDTIMEO.
+
+        By the kernel (socket(7)), not by Python, which asks it twice more for each call, and lets
+        the other threads go first each time; OpenSSL knows of Python's only.
+        """
+        if isinstance(self._connection, ssl.SSLSocket):
+            self._connection.settimeout(seconds)
+            return
+        limit = TIMEVAL.pack(int(seconds), max(1, int(seconds % 1 * 1e6)))
+        self._connection.setsockopt(socket.SOL_SOCKET, option, limit)
 
     def _too_slow(self) -> Misbehaviour:
         return Misbehaviour("too-slow", f"silent or too slow for {self._idle_seconds:g} s")
@@ -140,10 +154,10 @@ class Line:
 
     def send(self, pdu: bytes) -> None:
         """Send one PDU. Raises Misbehaviour where the peer takes nothing, Vanished."""
-        self._connection.settimeout(self._idle_seconds)
+        self._limit(socket.SO_SNDTIMEO, self._idle_seconds)
         try:
             self._connection.sendall(pdu)
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             raise self._too_slow() from None
         except OSError as error:
             raise Vanished from error
