@@ -1,7 +1,6 @@
 """Files that survive a power cut once the call has returned."""
 
 import errno
-import fcntl
 import mmap
 import os
 import uuid
@@ -35,10 +34,11 @@ def write(path: Path, parts: Sequence[bytes | memoryview]) -> None:
     sync_folder(path.parent)
 
 
-def scratch(folder: Path) -> tuple[Path, int]:
+def scratch(folder: Path, flags: int = 0) -> tuple[Path, int]:
     """A new temporary file, which only this user may read, and its descriptor."""
     path = folder / f"{uuid.uuid4().hex}{TEMPORARY}"
-    return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    flags |= os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    return path, os.open(path, flags, 0o600)
 
 
 def buffer() -> mmap.mmap:
@@ -62,14 +62,17 @@ class Stream:
         The folder is made where it is missing. Raises OSError.
         """
         try:
-            self.path, self._file = scratch(folder)
+            self.path, self._file = scratch(folder, O_DIRECT)
         except FileNotFoundError:
             make_folder(folder)
+            self.path, self._file = scratch(folder)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # what a file system says that cannot
+                raise
             self.path, self._file = scratch(folder)
         self._buffer = memoryview(buffer)
         self._seen = seen
         self.size = self._filled = 0
-        self._set_direct(True)
 
     def write(self, data: bytes | memoryview) -> None:
         """Raises OSError."""
@@ -113,21 +116,7 @@ class Stream:
         self.size += self._filled
         whole = -self._filled % BLOCK_BYTES + self._filled  # of blocks; end() cuts the rest off
         self._filled = 0
-        try:
-            append(self._file, self._buffer[:whole])
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # what a file system says that cannot
-                raise
-            self._set_direct(False)
-            append(self._file, self._buffer[:whole])
-
-    def _set_direct(self, on: bool) -> None:
-        flags = fcntl.fcntl(self._file, fcntl.F_GETFL)
-        try:
-            fcntl.fcntl(self._file, fcntl.F_SETFL, flags | O_DIRECT if on else flags & ~O_DIRECT)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
+        append(self._file, self._buffer[:whole])
 
 
 def append(descriptor: int, data: bytes | memoryview) -> None:

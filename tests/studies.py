@@ -69,9 +69,12 @@ class Clock:
 def keep(file: Path, data_dir: Path) -> tuple[Header, Instance, int]:
     """A file lies in the inbox, as if it had arrived, and has no row yet."""
     header, item, size = inbox.read_file(file)
-    draft = inbox.Draft(data_dir / "inbox", item.transfer_syntax_uid, b"", durable.buffer())
-    draft.write(memoryview(file.read_bytes()))
-    assert draft.header()
+    data = file.read_bytes()
+    start = inbox.BEFORE_META + int.from_bytes(data[: inbox.BEFORE_META][-4:], "little")
+    syntax, buffer = item.transfer_syntax_uid, durable.buffer()
+    draft = inbox.Draft(data_dir / "inbox", syntax, data[:start], buffer)
+    draft.write(data[start:])
+    assert draft.header() == header
     return header, draft.keep(header), size
 
 

@@ -5,6 +5,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from sqlalchemy.exc import OperationalError
+
 from dicomai import durable
 from dicomai.errors import HeldElsewhere
 from dicomai.receive.header import Header
@@ -77,11 +79,12 @@ class Admission:
                 self._quiet_seconds,
             )
         except Exception as error:  # noqa: BLE001 - belongs to who has brought it
-            if len(group) == 1:
-                group[0].answer = error
+            if len(group) > 1 and not isinstance(error, OperationalError):
+                for item in group:
+                    self._commit([item])
                 return
             for item in group:
-                self._commit([item])
+                item.answer = error
             return
         for item, answer in zip(group, answers, strict=True):
             item.answer = answer

@@ -180,9 +180,7 @@ class Association:
             head = upper_layer.read_fragment(self._line.read(min(length, FRAGMENT.size)), length)
             length -= FRAGMENT.size + head.length
             message = self._message_of(head.context_id)
-            message.begin(head)
-            for piece in self._line.data(head.length):
-                message.add(head, piece)
+            self._line.bring(head.length, message.begin(head))
             message.end(head)
             if message.is_whole:
                 self._message = None
@@ -225,8 +223,8 @@ class _Message:
         self._bytes = 0
         self.is_whole = False
 
-    def begin(self, head: Fragment) -> None:
-        """A fragment begins. Raises Misbehaviour where it is out of place, or too much."""
+    def begin(self, head: Fragment) -> Callable[[memoryview], object]:
+        """What takes a fragment. Raises Misbehaviour where it is out of place, or too much."""
         if head.context_id != self._context.context_id:
             raise malformed("a message in two presentation contexts")
         if head.is_command != (self._command is None):
@@ -234,18 +232,12 @@ class _Message:
         if head.is_command:
             if len(self._encoded_command) + head.length > LARGEST_COMMAND:
                 raise malformed(f"a command of more than {LARGEST_COMMAND} bytes")
-            return
+            return self._encoded_command.extend
         self._bytes += head.length
         if self._bytes > self._terms.max_bytes:
             raise Misbehaviour("too-large", "an object of more than receive.max_megabytes")
-
-    def add(self, head: Fragment, data: memoryview) -> None:
-        """Take the next bytes of the fragment."""
-        if head.is_command:
-            self._encoded_command += data
-            return
         assert self._dataset is not None
-        self._dataset.write(data)
+        return self._dataset.write
 
     def end(self, head: Fragment) -> None:
         """The fragment is whole."""

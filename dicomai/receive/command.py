@@ -26,6 +26,7 @@ EVENT_TYPE_ID = 0x1002
 
 NO_DATASET = 0x0101
 LONGEST_UID = 64
+FOUR_NUMBERS = struct.Struct("<" + "HHIH" * 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,20 +96,20 @@ def read(data: bytes) -> Command:
 
 def response(request: Command, status: int) -> bytes:
     """The command set that answers a request."""
-    numbers = {
-        COMMAND_FIELD: request.field | RESPONSE,
-        MESSAGE_ID_RESPONDED_TO: request.message_id,
-        DATASET_TYPE: NO_DATASET,
-        STATUS: status,
-    }
-    elements = {element: value.to_bytes(2, "little") for element, value in numbers.items()}
-    for element in (AFFECTED_SOP_CLASS_UID, AFFECTED_SOP_INSTANCE_UID, EVENT_TYPE_ID):
-        value = request.elements.get(element)
-        if value is not None and len(value) <= LONGEST_UID:
-            elements[element] = value
-    body = b"".join(_element(element, elements[element]) for element in sorted(elements))
-    return _element(GROUP_LENGTH, len(body).to_bytes(4, "little")) + body
+    numbers = FOUR_NUMBERS.pack(
+        0, COMMAND_FIELD, 2, request.field | RESPONSE,
+        0, MESSAGE_ID_RESPONDED_TO, 2, request.message_id,
+        0, DATASET_TYPE, 2, NO_DATASET,
+        0, STATUS, 2, status,
+    )  # fmt: skip
+    before = _returned(request, AFFECTED_SOP_CLASS_UID)
+    behind = _returned(request, AFFECTED_SOP_INSTANCE_UID) + _returned(request, EVENT_TYPE_ID)
+    length = len(before) + len(numbers) + len(behind)
+    return struct.pack("<HHII", 0, GROUP_LENGTH, 4, length) + before + numbers + behind
 
 
-def _element(element: int, value: bytes) -> bytes:
+def _returned(request: Command, element: int) -> bytes:
+    value = request.elements.get(element)
+    if value is None or len(value) > LONGEST_UID:
+        return b""
     return struct.pack("<HHI", 0, element, len(value)) + value

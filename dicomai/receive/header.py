@@ -4,6 +4,7 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
@@ -100,6 +101,7 @@ def is_uid(value: str) -> bool:
     return len(value) <= 64 and UID_PATTERN.fullmatch(value) is not None
 
 
+@lru_cache(maxsize=256)
 def _is_image(sop_class_uid: str) -> bool:
     # The dictionary's names: "CT Image Storage", but "Enhanced SR Storage", "Segmentation Storage".
     return "Image Storage" in UID(sop_class_uid).name

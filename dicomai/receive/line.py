@@ -5,7 +5,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 from dicomai import tls
 from dicomai.errors import Misbehaviour
@@ -90,28 +90,33 @@ class Line:
         """So many bytes. Raises Misbehaviour and Vanished."""
         end = self._read_to + size
         if end > self._filled_to:
-            return b"".join(bytes(piece) for piece in self._pieces(size))
+            parts: list[bytes] = []
+            self._pass_on(size, lambda piece: parts.append(bytes(piece)))
+            return b"".join(parts)
         start, self._read_to = self._read_to, end
         return bytes(self._buffer[start:end])
 
-    def data(self, size: int) -> Iterator[memoryview]:
-        """So many bytes of a message, in pieces that are there until the next one is asked for.
+    def bring(self, size: int, take: Callable[[memoryview], object]) -> None:
+        """So many bytes of a message, as they come; what take() is given is soon overwritten.
 
         Raises Misbehaviour and Vanished.
         """
-        for piece in self._pieces(size):
+
+        def count(piece: memoryview) -> None:
             self._bytes += len(piece)
             if self._bytes >= LEAST_BYTES:
                 self.got_on()
-            yield piece
+            take(piece)
 
-    def _pieces(self, size: int) -> Iterator[memoryview]:
+        self._pass_on(size, count)
+
+    def _pass_on(self, size: int, take: Callable[[memoryview], object]) -> None:
         while size:
             if self._read_to == self._filled_to:
                 self._fill()
             start, self._read_to = self._read_to, min(self._read_to + size, self._filled_to)
             size -= self._read_to - start
-            yield self._buffer[start : self._read_to]
+            take(self._buffer[start : self._read_to])
 
     def _fill(self) -> None:
         self._check()

@@ -1,7 +1,7 @@
 """One database: how it is opened, its clock, its transactions and its schema's version."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Engine, Table, create_engine, event, func, inspect, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
 from dicomai.errors import DatabaseUnready, Misuse
 
@@ -47,13 +47,36 @@ class Database:
         with self.engine.connect() as connection, connection.begin():
             yield connection
 
-    def now(self, connection: Connection) -> datetime:
-        """The database's clock on Postgres, so that several hosts agree; this host's on SQLite."""
+    @contextmanager
+    def driver(self) -> Iterator[Any]:
+        """A cursor of the driver itself, in a transaction that may write.
+
+        Raises what the driver raises as SQLAlchemy's OperationalError.
+        """
+        assert self.engine.dialect.dbapi is not None
+        with closing(self.engine.raw_connection()) as pooled:  # which ends what was begun
+            try:
+                if self.is_sqlite:
+                    pooled.cursor().execute("BEGIN IMMEDIATE")
+                yield pooled.cursor()
+                pooled.commit()
+            except self.engine.dialect.dbapi.Error as error:
+                raise OperationalError(None, None, error) from error
+
+    def now(self, connection: Any) -> datetime:
+        """The database's clock on Postgres, so that several hosts agree; this host's on SQLite.
+
+        connection: or a cursor of the driver
+        """
         if self._clock is not None:
             return self._clock()
         if self.is_sqlite:
             return datetime.now(UTC)
-        moment: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+        moment: datetime
+        if isinstance(connection, Connection):
+            moment = connection.execute(select(func.clock_timestamp())).scalar_one()
+        else:
+            (moment,) = connection.execute("SELECT clock_timestamp()").fetchone()
         return moment.astimezone(UTC)
 
     def insert(self, table: Table) -> Any:

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -96,25 +97,35 @@ def audit_event(database: Database, **values: Any) -> None:
         connection.execute(audit.insert().values(at=database.now(connection), **values))
 
 
-def patient_key(database: Database, connection: Connection, patient_id: str) -> str | None:
-    """What a Patient ID is known by here: HMAC-SHA256 with this database's salt; None for none."""
+def patient_key(database: Database, connection: Connection | None, patient_id: str) -> str | None:
+    """What a Patient ID is known by here: HMAC-SHA256 with this database's salt; None for none.
+
+    connection: where the salt may not have been read yet
+    """
     return keyed(database, connection, patient_id)
 
 
-def accession_key(database: Database, connection: Connection, accession_number: str) -> str | None:
+def accession_key(
+    database: Database, connection: Connection | None, accession_number: str
+) -> str | None:
     """What an Accession Number is known by; never as a Patient ID that reads the same."""
     number = accession_number.strip()
     return keyed(database, connection, f"accession {number}") if number else None
 
 
-def keyed(database: Database, connection: Connection, words: str) -> str | None:
+def keyed(database: Database, connection: Connection | None, words: str) -> str | None:
     """HMAC-SHA256 of identifying words with this database's salt; None for none."""
     if not words.strip():
         return None
     if database.patient_salt is None:
+        assert connection is not None
         database.patient_salt = connection.execute(select(site.c.patient_salt)).scalar_one()
-    salt = str(database.patient_salt).encode()
-    return hmac.new(salt, words.strip().encode(), hashlib.sha256).hexdigest()
+    return _hmac(str(database.patient_salt), words.strip())
+
+
+@lru_cache(maxsize=256)  # the images of a study have one patient
+def _hmac(salt: str, words: str) -> str:
+    return hmac.new(salt.encode(), words.encode(), hashlib.sha256).hexdigest()
 
 
 def lock_study(connection: Connection, database: Database, uid: str, now: datetime) -> Any:
