@@ -5,6 +5,7 @@ import mmap
 import os
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,15 +36,51 @@ def write(path: Path, parts: Sequence[bytes | memoryview]) -> None:
 
 
 def scratch(folder: Path, flags: int = 0) -> tuple[Path, int]:
-    """A new temporary file, which only this user may read, and its descriptor."""
+    """A new temporary file, which only this user may read, and its descriptor.
+
+    flags: of open(2), for a file system that knows them
+    """
     path = folder / f"{uuid.uuid4().hex}{TEMPORARY}"
-    flags |= os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    return path, os.open(path, flags, 0o600)
+    usual = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+    try:
+        return path, os.open(path, usual | os.O_EXCL | flags, 0o600)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return path, os.open(path, usual, 0o600)  # it may have been made nevertheless
 
 
-def buffer() -> mmap.mmap:
-    """For a Stream: at the address that a direct write demands. One may serve one after another."""
-    return mmap.mmap(-1, BUFFER_BYTES)
+class Desk:
+    """What one Stream after the other is written with: a buffer to fill, and one on its way.
+
+    The buffers lie where a direct write demands it.
+    """
+
+    def __init__(self) -> None:
+        self._buffers = [memoryview(mmap.mmap(-1, BUFFER_BYTES)) for _ in range(2)]
+        self._writer = ThreadPoolExecutor(1, "writer")
+        self._on_its_way: Future[None] | None = None
+
+    @property
+    def buffer(self) -> memoryview:
+        """The one to fill."""
+        return self._buffers[0]
+
+    def send(self, descriptor: int, size: int) -> None:
+        """Write so many bytes of the buffer while the other one is filled. Raises OSError."""
+        self.wait()
+        self._on_its_way = self._writer.submit(append, descriptor, self.buffer[:size])
+        self._buffers.reverse()
+
+    def wait(self) -> None:
+        """Until all is written. Raises OSError."""
+        if self._on_its_way is not None:
+            written, self._on_its_way = self._on_its_way, None
+            written.result()
+
+    def close(self) -> None:
+        """No Stream follows."""
+        self._writer.shutdown()
 
 
 class Stream:
@@ -54,9 +91,7 @@ class Stream:
     size: bytes that were written
     """
 
-    def __init__(
-        self, folder: Path, buffer: mmap.mmap, seen: Callable[[memoryview], object]
-    ) -> None:
+    def __init__(self, folder: Path, desk: Desk, seen: Callable[[memoryview], object]) -> None:
         """seen: is shown what is written, in larger pieces than it comes in.
 
         The folder is made where it is missing. Raises OSError.
@@ -65,12 +100,8 @@ class Stream:
             self.path, self._file = scratch(folder, O_DIRECT)
         except FileNotFoundError:
             make_folder(folder)
-            self.path, self._file = scratch(folder)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # what a file system says that cannot
-                raise
-            self.path, self._file = scratch(folder)
-        self._buffer = memoryview(buffer)
+            self.path, self._file = scratch(folder, O_DIRECT)
+        self._desk = desk
         self._seen = seen
         self.size = self._filled = 0
 
@@ -78,17 +109,28 @@ class Stream:
         """Raises OSError."""
         view = memoryview(data)
         while len(view):
-            taken = min(len(view), len(self._buffer) - self._filled)
-            self._buffer[self._filled : self._filled + taken] = view[:taken]
+            buffer = self._desk.buffer
+            taken = min(len(view), len(buffer) - self._filled)
+            buffer[self._filled : self._filled + taken] = view[:taken]
             self._filled += taken
             view = view[taken:]
-            if self._filled == len(self._buffer):
-                self._flush()
+            if self._filled == len(buffer):
+                self._desk.send(self._file, self._filled)
+                self._see(buffer)
 
     def end(self) -> None:
         """All of it can be read. Raises OSError."""
-        self._flush()
+        left = self._desk.buffer[: self._filled]
+        blocks = -(-len(left) // BLOCK_BYTES) * BLOCK_BYTES
+        self._see(left)
+        self._desk.wait()
+        append(self._file, self._desk.buffer[:blocks])
         os.ftruncate(self._file, self.size)
+
+    def _see(self, filled: memoryview) -> None:
+        self._seen(filled)
+        self.size += len(filled)
+        self._filled = 0
 
     def keep(self, path: Path) -> None:
         """Make the content durable and give it its name, which a sync of its folder makes so.
@@ -107,16 +149,11 @@ class Stream:
     def close(self) -> None:
         """Remove what was not kept."""
         if self._file >= 0:
+            with suppress(OSError):
+                self._desk.wait()
             os.close(self._file)
             self._file = -1
             self.path.unlink(missing_ok=True)
-
-    def _flush(self) -> None:
-        self._seen(self._buffer[: self._filled])
-        self.size += self._filled
-        whole = -self._filled % BLOCK_BYTES + self._filled  # of blocks; end() cuts the rest off
-        self._filled = 0
-        append(self._file, self._buffer[:whole])
 
 
 def append(descriptor: int, data: bytes | memoryview) -> None:

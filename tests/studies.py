@@ -71,8 +71,8 @@ def keep(file: Path, data_dir: Path) -> tuple[Header, Instance, int]:
     header, item, size = inbox.read_file(file)
     data = file.read_bytes()
     start = inbox.BEFORE_META + int.from_bytes(data[: inbox.BEFORE_META][-4:], "little")
-    syntax, buffer = item.transfer_syntax_uid, durable.buffer()
-    draft = inbox.Draft(data_dir / "inbox", syntax, data[:start], buffer)
+    syntax, desk = item.transfer_syntax_uid, durable.Desk()
+    draft = inbox.Draft(data_dir / "inbox", syntax, data[:start], desk)
     draft.write(data[start:])
     assert draft.header() == header
     return header, draft.keep(header), size

@@ -4,7 +4,6 @@ inbox/<Study Instance UID>/<SOP Instance UID>.<digest>.dcm; inbox/<...>.part is 
 """
 
 import hashlib
-import mmap
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,12 +31,12 @@ class Draft:
     """
 
     def __init__(
-        self, inbox: Path, transfer_syntax_uid: str, file_meta: bytes, buffer: mmap.mmap
+        self, inbox: Path, transfer_syntax_uid: str, file_meta: bytes, desk: durable.Desk
     ) -> None:
         """file_meta: preamble, prefix and group 0002, encoded. Raises OSError."""
         self._inbox = inbox
         self._syntax = transfer_syntax_uid
-        self._stream = durable.Stream(inbox, buffer, self._see)
+        self._stream = durable.Stream(inbox, desk, self._see)
         self._hasher = _hasher(transfer_syntax_uid)
         self._start = b""
         self._error: OSError | None = None

@@ -1,7 +1,6 @@
 """Storage and Verification SCP (PS3.4 Annex B and A): keep, commit, and only then Success."""
 
 import io
-import mmap
 import os
 import socket
 import threading
@@ -68,13 +67,13 @@ ROLES = {str(StorageCommitmentPushModel): (False, True)}
 class _Visit:
     """What one association has brought; kept: Study Instance UID -> instances.
 
-    buffer: of the one object that is under way
+    desk: for the one object that is under way
     """
 
     touched: set[str] = field(default_factory=set)
     kept: Counter[str] = field(default_factory=Counter)
     is_told_of_full_disk: bool = False
-    buffer: mmap.mmap = field(default_factory=durable.buffer)
+    desk: durable.Desk = field(default_factory=durable.Desk)
 
 
 class _Memory(io.BytesIO):
@@ -176,7 +175,7 @@ class Listener:
                 return _Refused(OUT_OF_RESOURCES)
             syntax = context.transfer_syntax
             meta = inbox.file_meta(asked.sop_class_uid, asked.sop_instance_uid, syntax)
-            return inbox.Draft(self._data_dir / "inbox", syntax, meta, visit.buffer)
+            return inbox.Draft(self._data_dir / "inbox", syntax, meta, visit.desk)
         except OSError as error:
             calling = association.calling_ae_title
             log.error("not_kept", calling_ae_title=calling, error=type(error).__name__)
@@ -262,6 +261,7 @@ class Listener:
     def _ended(self, association: Association) -> None:
         with self._lock:
             visit = self._visits.pop(association, _Visit())
+        visit.desk.close()
         for study, count in visit.kept.items():
             self._auditor.note(
                 AuditEvent(
