@@ -11,7 +11,7 @@ from pathlib import Path
 
 TEMPORARY = ".part"
 BLOCK_BYTES = 4096
-BUFFER_BYTES = 1 << 19
+BUFFER_BYTES = 1 << 20
 O_DIRECT = getattr(os, "O_DIRECT", 0)  # Linux has it
 
 

@@ -439,7 +439,7 @@ def nothing_is_left_over(database: Database, data: Path) -> list[str]:
         known |= set(connection.execute(select(result.c.path)).scalars())
     files = {
         str(file.relative_to(data)) for name in ("inbox", "results")
-        for file in (data / name).glob("*/*")
+        for file in (data / name).rglob("*") if file.is_file()
     }  # fmt: skip
     faults = [f"left over: {name}" for name in sorted(files - known)]
     return faults + [f"missing: {name}" for name in sorted(known - files)]
@@ -576,7 +576,7 @@ def progress(database: Database) -> str:
 def swept(database: Database, data: Path) -> None:
     """Files are old now; the daemon's own sweep takes away what nobody knows."""
     for name in ("inbox", "results"):
-        for file in (data / name).glob("*/*"):
+        for file in (data / name).rglob("*"):
             moment = file.stat().st_mtime - OLD
             os.utime(file, (moment, moment))
     due = datetime.now(UTC)

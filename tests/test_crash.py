@@ -170,13 +170,14 @@ class Site:
         """Path below the data folder -> bytes, of inbox or results."""
         return {
             str(file.relative_to(self.data)): file.read_bytes()
-            for file in sorted((self.data / name).glob("*/*"))
+            for file in sorted((self.data / name).rglob("*"))
+            if file.is_file()
         }
 
     def age(self) -> None:
         """Time passes: what has no row now was not on its way to one."""
         for name in ("inbox", "results"):
-            for file in (self.data / name).glob("*/*"):
+            for file in (self.data / name).rglob("*"):
                 moment = file.stat().st_mtime - OLD
                 os.utime(file, (moment, moment))
 
@@ -266,6 +267,7 @@ def test_a_listener_killed_while_it_writes_has_acknowledged_nothing_and_leaves_o
     ds = make.chest_radiograph()
     with site.role("listen"):
         pass  # once, for it also writes whose folder this is
+    (site.data / "inbox").mkdir()
     with site.killed("listen", point):
         assert not site.send(ds)
     ((name, data),) = site.files("inbox").items()
