@@ -82,11 +82,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: pyproject.toml config/constraints.txt | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install --quiet --constraint config/constraints.txt --editable '.[postgres]'
+	$(VENV)/bin/python -m pip install --quiet --constraint config/constraints.txt --editable '.[openvino,postgres]'
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(VENV)/bin/python -m pip install --quiet --constraint config/constraints.txt --editable '.[postgres,test]'
+	$(VENV)/bin/python -m pip install --quiet --constraint config/constraints.txt --editable '.[openvino,postgres,test]'
 	# Its networks are a referee; what else it needs they do not use.
 	$(VENV)/bin/python -m pip install --quiet --constraint config/constraints.txt --no-deps torchxrayvision
 	touch $@

@@ -10,7 +10,7 @@ from dicomai import durable
 from dicomai.analyze import Scorer
 from dicomai.errors import Rejected
 from dicomai.infer import features
-from dicomai.infer.engine import Engine
+from dicomai.infer.network import NetworkWithMaps
 from dicomai.prepare import geometry
 from dicomai.report.overlay import draw
 from dicomai.study import Analysis, Model, UInt8
@@ -39,14 +39,12 @@ def write_label_maps(done: Analysis, scorer: Scorer, out: Path) -> list[Path]:
     return written
 
 
-def write_channels(engine: Engine, model: Model, out: Path) -> list[Path]:
+def write_channels(network: NetworkWithMaps, model: Model, out: Path) -> list[Path]:
     """out/MODEL.VERSION.LABEL.channels.png: above what speaks for the label, below against it."""
     written = []
     for index, label in enumerate(model.labels):
-        chosen = features.strongest_channels(engine.network, index, CHANNELS)
-        pictures = features.respond_to(
-            engine.network, [number for number, _ in chosen], model.channels
-        )
+        chosen = features.strongest_channels(network, index, CHANNELS)
+        pictures = features.respond_to(network, [number for number, _ in chosen], model.channels)
         tiles = [
             _caption(np.rint(picture * 255).astype(np.uint8), f"{number}: {weight:+.4f}")
             for picture, (number, weight) in zip(pictures, chosen, strict=True)

@@ -17,13 +17,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dicomai.errors import DicomaiError, LeaseLost, Rejected, Stopped
 from dicomai.infer import package
-from dicomai.infer.engine import Engine
 from dicomai.infer.network import NetworkWithMaps
 from dicomai.prepare import image
 from dicomai.prepare.pool import Pool
 from dicomai.prepare.sample import sample
 from dicomai.roles import choose_model, first_line, model_folders
-from dicomai.scoring import decoding_pool, limits
+from dicomai.scoring import decoding_pool, limits, open_engine
 from dicomai.settings import Settings
 from dicomai.store import queries, registry, runs, truth
 from dicomai.store.database import Database
@@ -192,9 +191,8 @@ class _Training:
         self._parent, self._run, self._folder = parent, run, folder
         self._ancestry = ancestry.read(parent.path)
         self._pool, self._watch = pool, watch
-        self._device = torch.device(
-            "cuda" if torch.cuda.is_available() and settings.infer.device != "cpu" else "cpu"
-        )
+        is_wanted = settings.infer.device in {"auto", "cuda"}
+        self._device = torch.device("cuda" if is_wanted and torch.cuda.is_available() else "cpu")
         self._looked = 0.0
         torch.set_flush_denormal(True)
 
@@ -358,7 +356,7 @@ class _Training:
 
     def _scores_of_parent(self, test: Data) -> Array:
         """What the active model says of the same images; a label that it does not know is NaN."""
-        engine = Engine(self._parent, self._settings.infer.device)
+        engine = open_engine(self._settings, self._parent)
         how = self._parent.preprocessing
         inputs = self._at(test, how.size)
         found = np.full(test.targets.shape, np.nan)

@@ -1,7 +1,7 @@
-"""What scoring needs of the settings: the decoding processes, and what they are asked for."""
+"""What scoring needs of the settings: the decoding processes, what they are asked for, a device."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydicom.dataset import Dataset
 
@@ -10,6 +10,9 @@ from dicomai.prepare import image
 from dicomai.prepare.pool import MEGABYTE, Pool
 from dicomai.settings import Settings
 from dicomai.study import Instance, Limits, Model
+
+if TYPE_CHECKING:
+    from dicomai.infer.engine import Engine
 
 
 def limits(settings: Settings) -> Limits:
@@ -22,6 +25,14 @@ def decoding_pool(settings: Settings) -> Pool:
     """The decoding processes; they start when they are needed."""
     how = settings.prepare
     return Pool(how.workers, how.timeout_seconds, how.memory_megabytes)
+
+
+def open_engine(settings: Settings, model: Model) -> "Engine":
+    """A model on the device of the settings."""
+    from dicomai.infer.engine import Engine, choose
+
+    folder = settings.data_dir / "engines"
+    return Engine(model, choose(model, settings.infer.device, folder), folder)
 
 
 def preparer(

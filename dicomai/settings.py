@@ -99,7 +99,7 @@ class Infer(_Section):
     """Scoring."""
 
     model: str = "chest-starter"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "openvino"] = "auto"
     workers: int = Field(default=2, ge=1)
     batch_size: int = Field(default=16, ge=1)
     lease_seconds: float = Field(default=60.0, ge=3)

@@ -12,7 +12,6 @@ from dicomai import durable
 from dicomai.analyze import Context, Scorer, analyze, refuse
 from dicomai.errors import DicomaiError, LeaseLost, Retryable
 from dicomai.infer.batcher import Batcher
-from dicomai.infer.engine import Engine
 from dicomai.prepare.pool import Pool
 from dicomai.roles import (
     FINISH_SECONDS,
@@ -25,7 +24,7 @@ from dicomai.roles import (
     wait_for,
     work_until,
 )
-from dicomai.scoring import decoding_pool, header_reader, preparer
+from dicomai.scoring import decoding_pool, header_reader, open_engine, preparer
 from dicomai.settings import Settings
 from dicomai.store import queries, queue, registry
 from dicomai.store.database import Database
@@ -47,7 +46,7 @@ class Loaded:
     """A model on its device: what scores with it, and the one thread that owns the device."""
 
     def __init__(self, settings: Settings, pool: Pool, model: Model) -> None:
-        engine = Engine(model, settings.infer.device)
+        engine = open_engine(settings, model)
         self.model = model
         self._batcher = Batcher(engine.score, settings.infer.batch_size)
         self.scorer = Scorer(

@@ -10,12 +10,16 @@ from peers import Postgres
 from dicomai.settings import shipped
 from dicomai.store.database import Database, open_database, upgrade
 
+# Every test has a data folder of its own, where "auto" would measure the engines for seconds.
+os.environ["DICOMAI_INFER__DEVICE"] = "cpu"
+OURS = {"DICOMAI_SHARED", "DICOMAI_INFER__DEVICE"}
+
 
 @pytest.fixture(autouse=True)
 def no_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
     """The developer's own DICOMAI_ variables do not reach the tests."""
     for name in list(os.environ):
-        if name.startswith("DICOMAI_") and name != "DICOMAI_SHARED":
+        if name.startswith("DICOMAI_") and name not in OURS:
             monkeypatch.delenv(name)
 
 

@@ -14,7 +14,8 @@ from daemon import command
 from studies import model
 
 from dicomai.infer import features, package
-from dicomai.infer.engine import Engine
+from dicomai.infer.engine import load_network
+from dicomai.infer.network import NetworkWithMaps
 from dicomai.report.overlay import CONTOURS, legend, outline
 from dicomai.study import (
     Algorithm,
@@ -46,30 +47,30 @@ def test_a_map_below_every_level_has_no_line() -> None:
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
+def network() -> NetworkWithMaps:
     """The shipped model on the processor."""
-    return Engine(package.read(make.STARTER), "cpu")
+    return load_network(package.read(make.STARTER))
 
 
-def test_the_channels_are_those_with_the_largest_weights(engine: Engine) -> None:
-    chosen = features.strongest_channels(engine.network, 0, 4)
-    weights = engine.network.head.weight.detach()[0]
+def test_the_channels_are_those_with_the_largest_weights(network: NetworkWithMaps) -> None:
+    chosen = features.strongest_channels(network, 0, 4)
+    weights = network.head.weight.detach()[0]
     assert [number for number, _ in chosen[:2]] == weights.topk(2).indices.tolist()
     assert {number for number, _ in chosen[2:]} == set((-weights).topk(2).indices.tolist())
     assert [value for _, value in chosen] == sorted((v for _, v in chosen), reverse=True)
 
 
-def test_a_picture_makes_its_channel_respond_more_than_noise_does(engine: Engine) -> None:
-    channels = [number for number, _ in features.strongest_channels(engine.network, 0, 2)]
-    pictures = features.respond_to(engine.network, channels, 1, steps=6)
+def test_a_picture_makes_its_channel_respond_more_than_noise_does(network: NetworkWithMaps) -> None:
+    channels = [number for number, _ in features.strongest_channels(network, 0, 2)]
+    pictures = features.respond_to(network, channels, 1, steps=6)
     assert pictures.shape == (2, features.SIZE, features.SIZE)
     assert 0 <= pictures.min() < pictures.max() <= 1
     torch.manual_seed(5)
     noise = torch.randn((2, 1, features.SIZE, features.SIZE)) * 0.1
     found = torch.atanh(torch.from_numpy(pictures)[:, None] * 2 - 1)
     with torch.no_grad():
-        before = features.responses(engine.network, noise, channels)
-        after = features.responses(engine.network, found, channels)
+        before = features.responses(network, noise, channels)
+        after = features.responses(network, found, channels)
     assert (after > before).all()
 
 
@@ -77,7 +78,8 @@ def test_try_explain_writes_a_map_for_each_label_and_one_sheet_of_channels(tmp_p
     ds = make.chest_radiograph()
     (file,) = make.save(tmp_path / "in", [ds])
     config = tmp_path / "dicomai.toml"
-    config.write_text(f'data_dir = "{tmp_path}/data"\n')
+    url = f"sqlite:///{tmp_path}/db/dicomai.db"
+    config.write_text(f'data_dir = "{tmp_path}/data"\n[database]\nurl = "{url}"\n')
     done = command(config, "try", str(file), "--out", str(tmp_path / "out"), "--explain")
     assert done.returncode == 0, done.stderr
     name = f"{ds.SOPInstanceUID}.1.pneumonia.png"
@@ -93,7 +95,8 @@ def test_try_scores_as_the_daemon_would(tmp_path: Path) -> None:
     """By the newest that ships, not a candidate in the site's folder; by the active one if any."""
     make.save(tmp_path / "in", [make.chest_radiograph()])
     config = tmp_path / "dicomai.toml"
-    config.write_text(f'data_dir = "{tmp_path}/data"\n')
+    url = f"sqlite:///{tmp_path}/db/dicomai.db"
+    config.write_text(f'data_dir = "{tmp_path}/data"\n[database]\nurl = "{url}"\n')
     folder = shutil.copytree(make.STARTER, tmp_path / "data/models/chest-starter/5")
     toml = folder / "model.toml"
     toml.write_text(toml.read_text().replace('version = "2"', 'version = "5"', 1))

@@ -21,6 +21,7 @@ from sources import SOURCES
 
 from dicomai.errors import NotDicom
 from dicomai.receive import header, inbox
+from dicomai.receive.listener import IMPLEMENTATION
 
 # What pydicom warns of is left to it.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -122,4 +123,5 @@ def test_file_meta_information_is_what_pynetdicom_writes(length: int) -> None:
     made = encode_file_meta(create_file_meta(
         sop_class_uid=CTImageStorage, sop_instance_uid=uid, transfer_syntax=JPEG2000Lossless
     ))  # fmt: skip
-    assert inbox.file_meta(CTImageStorage, uid, JPEG2000Lossless) == b"\0" * 128 + b"DICM" + made
+    found = inbox.file_meta(CTImageStorage, uid, JPEG2000Lossless, IMPLEMENTATION)
+    assert found == b"\0" * 128 + b"DICM" + made

@@ -20,6 +20,12 @@ DESTINATION = '[[destinations]]\nname = "{}"\nae_title = "A"\nhost = "h"\nport =
 SECRET = "s3cret"
 
 
+@pytest.fixture(autouse=True)
+def as_users_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what the other tests set."""
+    monkeypatch.delenv("DICOMAI_INFER__DEVICE")
+
+
 def keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every key of the settings with its default, the sections' and destinations' included."""
     for name, field in section.model_fields.items():

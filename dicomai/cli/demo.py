@@ -34,6 +34,8 @@ host = "127.0.0.1"
 port = {port}
 quiet_seconds = 2.0
 release_quiet_seconds = 0.5
+[infer]
+device = "cpu"
 [[destinations]]
 name = "archive"
 ae_title = "ARCHIVE"

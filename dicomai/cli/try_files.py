@@ -121,11 +121,11 @@ def _score(
 ) -> list[dict[str, Any]]:
     from dicomai.analyze import Context, Scorer, analyze  # torch, only where it is needed
     from dicomai.explain import write_channels, write_label_maps
-    from dicomai.infer.engine import Engine
-    from dicomai.scoring import header_reader, preparer
+    from dicomai.infer.engine import load_network
+    from dicomai.scoring import header_reader, open_engine, preparer
 
     model = _model(settings)
-    engine = Engine(model, settings.infer.device)
+    engine = open_engine(settings, model)
     prepare = preparer(settings, pool, model)
     algorithm = Algorithm(model, engine.name, reporting(settings))
     read_header = header_reader(settings, pool)
@@ -144,7 +144,7 @@ def _score(
         rows += _rows(done)
     if explain:
         typer.echo("looking for what the network's channels respond to", err=True)
-        write_channels(engine, model, out)
+        write_channels(load_network(model), model, out)
     return rows
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pydicom.errors import InvalidDicomError
-from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
 
 from dicomai import durable
 from dicomai.errors import NotDicom
@@ -106,15 +105,24 @@ def _hasher(transfer_syntax_uid: str) -> "hashlib._Hash":
     return hashlib.sha256(f"{transfer_syntax_uid}\n".encode())
 
 
-def file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:
-    """Preamble, prefix and file meta information (PS3.10 7.1)."""
+def file_meta(
+    sop_class_uid: str,
+    sop_instance_uid: str,
+    transfer_syntax_uid: str,
+    implementation: tuple[str, str],
+) -> bytes:
+    """Preamble, prefix and file meta information (PS3.10 7.1).
+
+    implementation: class UID and version name of who writes it
+    """
+    class_uid, version = implementation
     elements = [
         (0x0001, b"OB\0\0", b"\0\1"),
         (0x0002, b"UI", sop_class_uid.encode()),
         (0x0003, b"UI", sop_instance_uid.encode()),
         (0x0010, b"UI", transfer_syntax_uid.encode()),
-        (0x0012, b"UI", PYNETDICOM_IMPLEMENTATION_UID.encode()),
-        (0x0013, b"SH", PYNETDICOM_IMPLEMENTATION_VERSION.encode()),
+        (0x0012, b"UI", class_uid.encode()),
+        (0x0013, b"SH", version.encode()),
     ]
     body = b"".join(_element(*element) for element in elements)
     return b"\0" * 128 + b"DICM" + _element(0, b"UL", struct.pack("<I", len(body))) + body

@@ -51,6 +51,7 @@ MISMATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
 
 MEGABYTE = 1 << 20
+IMPLEMENTATION = str(PYNETDICOM_IMPLEMENTATION_UID), PYNETDICOM_IMPLEMENTATION_VERSION
 UNCOMPRESSED = ALL_TRANSFER_SYNTAXES[:2]
 STORAGE = {str(context.abstract_syntax) for context in AllStoragePresentationContexts}
 SUPPORTED = {
@@ -130,7 +131,7 @@ class Listener:
             },
             sink=self._sink,
             max_bytes=receive.max_megabytes * MEGABYTE,
-            implementation=(PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION),
+            implementation=IMPLEMENTATION,
         )
         doors = Doors(
             receive.addresses, receive.max_associations, receive.idle_seconds, tls.listens(receive)
@@ -174,7 +175,9 @@ class Listener:
             if not self._has_space(visit):
                 return _Refused(OUT_OF_RESOURCES)
             syntax = context.transfer_syntax
-            meta = inbox.file_meta(asked.sop_class_uid, asked.sop_instance_uid, syntax)
+            meta = inbox.file_meta(
+                asked.sop_class_uid, asked.sop_instance_uid, syntax, IMPLEMENTATION
+            )
             return inbox.Draft(self._data_dir / "inbox", syntax, meta, visit.desk)
         except OSError as error:
             calling = association.calling_ae_title

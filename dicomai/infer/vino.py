@@ -1,0 +1,98 @@
+"""A network compiled by OpenVINO, for processors; the only place that imports it."""
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import structlog
+import torch
+
+from dicomai.errors import OutOfMemory
+from dicomai.infer.network import NetworkWithMaps
+from dicomai.study import Float32
+
+# Or it tells its maker of each import and each conversion. It goes without, where this is missing.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+
+import openvino  # noqa: E402 - after that
+
+log = structlog.get_logger()
+
+Run = Callable[[Float32], tuple[Float32, Float32]]
+
+VERSION = version("openvino")
+FILE = "network.xml"  # beside it lies network.bin
+# Full precision also where the processor would rather not; all of it for one batch at a time.
+SETTINGS = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "PERFORMANCE_HINT": "LATENCY",
+    "CPU_DENORMALS_OPTIMIZATION": True,
+}
+TOLERANCE = 1e-3  # of a logit, relative above 1; other orders of summing make 1e-5 of it
+
+
+class Disagrees(Exception):
+    """What was compiled does not say what torch says."""
+
+
+def compiled(network: NetworkWithMaps, channels: int, size: int, folder: Path | None = None) -> Run:
+    """What gives the logits (N, K) and class maps (N, K, h, w) of images (N, channels, size, size).
+
+    folder: where the converted network is kept, of whose making it takes seconds
+    For one thread at a time. Raises Disagrees; what it returns raises OutOfMemory.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            return compiled(network, channels, size, Path(scratch) / "network")
+    try:
+        return _checked(network, channels, size, folder)
+    except (Disagrees, RuntimeError) as error:  # not there yet, or damaged
+        if folder.exists():
+            log.warning("converted_again", folder=str(folder), reason=str(error)[:300])
+    _convert(network, channels, size, folder)
+    return _checked(network, channels, size, folder)
+
+
+def _convert(network: NetworkWithMaps, channels: int, size: int, folder: Path) -> None:
+    example = torch.zeros(2, channels, size, size)
+    shapes = {"images": {0: torch.export.Dim("images", min=1)}}
+    exported = torch.export.export(network, (example,), dynamic_shapes=shapes)
+    converted = openvino.convert_model(exported)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, suffix=".part") as scratch:
+        openvino.save_model(converted, Path(scratch) / FILE, compress_to_fp16=False)
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(scratch, folder)
+
+
+def _checked(network: NetworkWithMaps, channels: int, size: int, folder: Path) -> Run:
+    core = openvino.Core()
+    run = _run(core.compile_model(core.read_model(folder / FILE), "CPU", SETTINGS))
+    random = torch.Generator().manual_seed(0)
+    images = torch.randn(2, channels, size, size, generator=random)
+    with torch.inference_mode():
+        wanted = network(images)
+    for mine, other in zip(run(images.numpy()), wanted, strict=True):
+        if not np.allclose(mine, other.numpy(), rtol=TOLERANCE, atol=TOLERANCE):
+            raise Disagrees("OpenVINO does not say here what torch says")
+    return run
+
+
+def _run(network: openvino.CompiledModel) -> Run:
+    request = network.create_infer_request()
+
+    def run(images: Float32) -> tuple[Float32, Float32]:
+        try:
+            found = request.infer({0: np.ascontiguousarray(images)})
+        except (RuntimeError, MemoryError) as error:
+            if not isinstance(error, MemoryError) and "bad_alloc" not in str(error):
+                raise
+        else:
+            return np.array(found[0]), np.array(found[1])
+        raise OutOfMemory(f"out of memory on openvino with {len(images)} images at once")
+
+    return run
