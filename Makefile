@@ -6,7 +6,7 @@ PEERS := orthanc orthanc-dicomweb dcmtk dicom3tools pixelmed-apps default-jre-he
   chromium systemd openssl $(if $(shell command -v node),,nodejs) $(if $(shell command -v npm),,npm)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check peers images mutants fuzz storm soak site starter learning-speed speed pointing matrix clean
+.PHONY: demo test check peers bench images mutants fuzz storm soak site starter learning-speed speed pointing matrix clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/dicomai demo
@@ -65,6 +65,11 @@ starter: $(VENV)/installed-test
 # How fast each phase of a training is, beside the plain loop.
 learning-speed: $(VENV)/installed-test
 	$(VENV)/bin/python -W ignore tests/learning_speed.py
+
+# Receiving and scoring beside the peers, a table and a plot (half an hour); BENCH='--only scoring'.
+bench: $(VENV)/installed-test peers
+	$(VENV)/bin/python -m pip install --quiet --constraint config/constraints.txt onnx onnxruntime
+	$(VENV)/bin/python -W ignore tests/bench.py $(BENCH)
 
 # How fast an image is prepared, beside the plain way; one thread each.
 speed: $(VENV)/installed-test

@@ -4,7 +4,6 @@ Every receiver gets the same files from `storescu`, an association each, in turn
 """
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -163,22 +162,17 @@ RECEIVERS = {
 }
 
 
-def rate(receiver: str, sent: list[Path], root: Path) -> float:
-    """Images/s from the start of the senders to the last one's end."""
+def rate(receiver: str, sent: list[Path], folder: Path) -> float:
+    """Images/s from the start of the senders to the last one's end; folder: an empty one."""
     start, ae_title = RECEIVERS[receiver]
-    folder = root / "receiver"
-    folder.mkdir()
-    try:
-        with start(folder) as port:
-            os.sync()  # what the one before has left to the kernel
-            began = time.monotonic()
-            senders = [_sender(port, ae_title, item) for item in sent]
-            codes = [process.wait() for process in senders]
-            seconds = time.monotonic() - began
-        assert not any(codes), (receiver, codes)
-        return sum(len(list(item.iterdir())) for item in sent) / seconds
-    finally:
-        shutil.rmtree(folder)
+    with start(folder) as port:
+        os.sync()  # what the one before has left to the kernel
+        began = time.monotonic()
+        senders = [_sender(port, ae_title, item) for item in sent]
+        codes = [process.wait() for process in senders]
+        seconds = time.monotonic() - began
+    assert not any(codes), (receiver, codes)
+    return sum(len(list(item.iterdir())) for item in sent) / seconds
 
 
 def _sender(port: int, ae_title: str, folder: Path) -> "subprocess.Popen[bytes]":
@@ -186,10 +180,8 @@ def _sender(port: int, ae_title: str, folder: Path) -> "subprocess.Popen[bytes]"
     return subprocess.Popen([*words, str(folder)], env=FAST, stderr=subprocess.DEVNULL)
 
 
-def bare_loop(sent: list[Path], root: Path) -> float:
+def bare_loop(sent: list[Path], folder: Path) -> float:
     """Images/s of what durability alone costs: write, fsync, rename, fsync of the folder."""
-    folder = root / "bare"
-    folder.mkdir()
     files = [file.read_bytes() for item in sent for file in item.iterdir()]
     directory = os.open(folder, os.O_RDONLY)
     os.sync()
@@ -203,5 +195,4 @@ def bare_loop(sent: list[Path], root: Path) -> float:
         os.fsync(directory)
     seconds = time.monotonic() - began
     os.close(directory)
-    shutil.rmtree(folder)
     return len(files) / seconds

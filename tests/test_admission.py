@@ -11,13 +11,22 @@ import make
 import pytest
 from peers import wait_until
 from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
 from sqlalchemy import event
+from sqlalchemy.exc import IntegrityError
 from studies import keep
 
 from dicomai.receive.admission import Admission
 from dicomai.store import arrivals, queries
 from dicomai.store.arrivals import Outcome
 from dicomai.store.database import Database
+
+# A database that refuses one series: SQLite has no way to add a check to a table that is there.
+REFUSE = {
+    True: "CREATE TRIGGER refuse BEFORE INSERT ON instance WHEN NEW.series_instance_uid = "
+    "'1.2.3.999' BEGIN SELECT RAISE(ABORT, 'refused'); END",
+    False: "ALTER TABLE instance ADD CHECK (series_instance_uid <> '1.2.3.999')",
+}
 
 
 class Door:
@@ -132,3 +141,23 @@ def test_a_database_that_fails_is_said_to_all(database: Database, tmp_path: Path
         with database.write() as connection:
             connection.exec_driver_sql("ALTER TABLE moved RENAME TO instance")
     assert door.bring(make.chest_radiograph()) is Outcome.NEW
+
+
+def test_what_the_database_refuses_of_one_sender_does_not_harm_the_others(
+    database: Database, tmp_path: Path
+) -> None:
+    """In the statements that go to the driver, too: the studies are receiving already."""
+    door, studies = Door(database, tmp_path), [generate_uid() for _ in range(3)]
+    database.node = "here"
+    for study in studies:
+        assert door.bring(make.chest_radiograph(0, study)) is Outcome.NEW
+    good = [make.chest_radiograph(1, study, 2) for study in studies[:2]]
+    bad = make.chest_radiograph(1, studies[2], 2)
+    bad.SeriesInstanceUID = "1.2.3.999"
+    with database.write() as connection:
+        connection.exec_driver_sql(REFUSE[database.is_sqlite])
+    with door.shut() as bring:
+        done = [bring(ds) for ds in (good[0], bad, good[1])]
+    assert [done[n].result() for n in (0, 2)] == [Outcome.NEW] * 2
+    assert isinstance(done[1].exception(), IntegrityError)
+    assert len(queries.instances(database, studies[2])) == 1

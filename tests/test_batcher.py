@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from dicomai.infer.batcher import Batcher, Scored
+from dicomai.infer.batcher import Batcher, Scored, _shares
 from dicomai.study import Float32
 
 SIZE = 4
@@ -69,9 +69,9 @@ def hold(device: Device, batcher: Batcher, callers: ThreadPoolExecutor) -> "Futu
 
 
 def waiting(batcher: Batcher, count: int) -> None:
-    """Return when count requests wait for the device."""
+    """Return when so many requests wait for the device, beside the one that it is busy with."""
     tick = threading.Event()
-    while batcher._waiting.qsize() < count:
+    while len(batcher._waiting) < count + 1:
         tick.wait(0.005)
 
 
@@ -107,7 +107,44 @@ def test_a_batch_never_exceeds_the_size(
     waiting(batcher, 3)
     device.free.set()
     assert [a.result()[0][:, 0].tolist() for a in answers] == [[1] * 3, [2] * 3, [3] * 3]
-    assert device.batches == [1, 3, 3, 3]
+    assert device.batches == [1, 4, 4, 1]
+
+
+def test_one_with_many_images_does_not_keep_the_others_waiting(
+    device: Device, batcher: Batcher, callers: ThreadPoolExecutor
+) -> None:
+    hold(device, batcher, callers)
+    ended: list[str] = []
+    many = callers.submit(batcher.predict, images(*range(1, 101)))
+    waiting(batcher, 1)
+    few = callers.submit(batcher.predict, images(7, 8, 9))
+    for name, answer in (("many", many), ("few", few)):
+        answer.add_done_callback(lambda _, name=name: ended.append(name))
+    waiting(batcher, 2)
+    device.free.set()
+    assert few.result()[0][:, 0].tolist() == [7, 8, 9]
+    assert many.result()[0][:, 0].tolist() == list(range(1, 101))
+    assert ended == ["few", "many"]
+    assert device.batches[:3] == [1, 4, 4]
+    assert max(device.batches) == SIZE
+
+
+@pytest.mark.parametrize(
+    ("wanted", "room", "shares"),
+    [
+        ([5], 16, [5]),
+        ([40], 16, [16]),
+        ([40, 40], 16, [8, 8]),
+        ([40, 3], 16, [13, 3]),
+        ([2, 40, 40], 16, [2, 7, 7]),
+        ([1, 1, 1, 1, 1], 4, [1, 1, 1, 1, 0]),
+        ([9, 1, 1, 1, 1], 4, [1, 1, 1, 1, 0]),
+    ],
+)
+def test_shares_are_equal_and_nothing_is_left_over(
+    wanted: list[int], room: int, shares: list[int]
+) -> None:
+    assert _shares(wanted, room) == shares
 
 
 def test_an_error_reaches_every_caller_of_its_batch_and_no_other(
@@ -130,7 +167,6 @@ def test_close_finishes_what_waits(device: Device, callers: ThreadPoolExecutor) 
     answers = [callers.submit(batcher.predict, images(*[n] * 3)) for n in (1, 2, 3)]
     waiting(batcher, 3)
     closing = callers.submit(batcher.close)
-    waiting(batcher, 4)
     device.free.set()
     closing.result(30)
     assert [a.result(30)[0][:, 0].tolist() for a in answers] == [[1] * 3, [2] * 3, [3] * 3]

@@ -1,9 +1,9 @@
 """One thread owns the device; callers block while their images share its batches."""
 
-import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 
 import numpy as np
 import structlog
@@ -14,76 +14,82 @@ from dicomai.study import Float32
 log = structlog.get_logger()
 
 Scored = tuple[Float32, Float32]
-_Item = tuple[Float32, "Future[Scored]"]
+
+
+@dataclass(eq=False, slots=True)
+class _Call:
+    """Somebody's images, how many of them have been taken, and what was said of those."""
+
+    images: Float32
+    taken: int = 0
+    parts: list[Scored] = field(default_factory=list)
+    answer: "Future[Scored]" = field(default_factory=Future)
+
+    @property
+    def left(self) -> int:
+        """Images that wait."""
+        return len(self.images) - self.taken
 
 
 class Batcher:
-    """Gathers what waits, up to size images, without ever waiting for more."""
+    """Gathers what waits, up to size images, without ever waiting for more.
+
+    Callers have equal shares of a batch: one with many images does not keep the others waiting.
+    """
 
     def __init__(self, score: Callable[[Float32], Scored], size: int) -> None:
         self._score = score
         self._size = size
-        self._waiting: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._waiting: list[_Call] = []
+        self._closed = False
+        self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
         self._thread.start()
 
     def predict(self, images: Float32) -> Scored:
-        """Score (N, C, size, size); blocks. Errors of the forward pass are raised here."""
-        parts = [
-            self._submit(images[start : start + self._size])
-            for start in range(0, len(images), self._size)
-        ]
-        scored = [part.result() for part in parts]
-        return np.concatenate([p for p, _ in scored]), np.concatenate([m for _, m in scored])
-
-    def _submit(self, images: Float32) -> "Future[Scored]":
-        future: Future[Scored] = Future()
-        self._waiting.put((images, future))
-        return future
+        """Score (N, C, size, size), N > 0; blocks. Errors of the forward pass are raised here."""
+        call = _Call(images)
+        with self._changed:
+            self._waiting.append(call)
+            self._changed.notify()
+        return call.answer.result()
 
     def close(self) -> None:
         """Finish what waits and end the thread."""
-        self._waiting.put(None)
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
         self._thread.join()
 
     def _run(self) -> None:
-        held: _Item | None = None
         while True:
-            first = held if held is not None else self._waiting.get()
-            held = None
-            if first is None:
-                return
-            batch, count = [first], len(first[0])
-            ended = False
-            while count < self._size:
-                try:
-                    item = self._waiting.get_nowait()
-                except queue.Empty:
-                    break
-                if item is None:
-                    ended = True
-                    break
-                if count + len(item[0]) > self._size:
-                    held = item
-                    break
-                batch.append(item)
-                count += len(item[0])
-            self._forward(batch)
-            if ended:
-                return
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if not self._waiting:
+                    return
+                shares = _shares([call.left for call in self._waiting], self._size)
+                batch = list(zip(self._waiting, shares, strict=True))
+            self._forward([(call, share) for call, share in batch if share])
+            with self._changed:
+                self._waiting = [c for c in self._waiting if c.left and not c.answer.done()]
 
-    def _forward(self, batch: list[_Item]) -> None:
+    def _forward(self, batch: Sequence[tuple[_Call, int]]) -> None:
+        images = [call.images[call.taken : call.taken + share] for call, share in batch]
         try:
-            probabilities, maps = self._halving(np.concatenate([images for images, _ in batch]))
+            probabilities, maps = self._halving(np.concatenate(images))
         except Exception as error:  # noqa: BLE001 - belongs to the callers, who wait for it
-            for _, future in batch:
-                future.set_exception(error)
+            for call, _ in batch:
+                call.answer.set_exception(error)
             return
         start = 0
-        for images, future in batch:
-            end = start + len(images)
-            future.set_result((probabilities[start:end], maps[start:end]))
+        for call, share in batch:
+            end = start + share
+            call.parts.append((probabilities[start:end], maps[start:end]))
+            call.taken += share
             start = end
+            if not call.left:
+                found = zip(*call.parts, strict=True)
+                call.answer.set_result(tuple(np.concatenate(part) for part in found))  # type: ignore[arg-type]
 
     def _halving(self, images: Float32) -> Scored:
         """Score a batch; where the device has no memory for it, in halves, down to one image."""
@@ -96,3 +102,18 @@ class Batcher:
         middle = len(images) // 2
         parts = [self._halving(half) for half in (images[:middle], images[middle:])]
         return np.concatenate([p for p, _ in parts]), np.concatenate([m for _, m in parts])
+
+
+def _shares(wanted: Sequence[int], room: int) -> list[int]:
+    """How much each gets of what there is: equal parts, and what some do not need to the others.
+
+    With too little for all, those at the front get one each: they have waited longest.
+    """
+    shares = [0] * len(wanted)
+    smallest_first = sorted(range(len(wanted)), key=wanted.__getitem__)
+    if room < len(wanted):
+        smallest_first = list(range(room))
+    for place, index in enumerate(smallest_first):
+        shares[index] = min(wanted[index], room // (len(smallest_first) - place))
+        room -= shares[index]
+    return shares

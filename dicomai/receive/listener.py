@@ -247,11 +247,15 @@ class Listener:
 
     def _visit(self, association: Association) -> _Visit:
         with self._lock:
-            return self._visits.setdefault(association, _Visit())
+            if association not in self._visits:
+                self._visits[association] = _Visit()
+            return self._visits[association]
 
     def _released(self, association: Association) -> None:
         with self._lock:
-            mine = self._visits.get(association, _Visit()).touched
+            if association not in self._visits:
+                return
+            mine = self._visits[association].touched
             others = [v.touched for a, v in self._visits.items() if a is not association]
             finished = sorted(mine.difference(*others))
         try:
@@ -263,7 +267,9 @@ class Listener:
 
     def _ended(self, association: Association) -> None:
         with self._lock:
-            visit = self._visits.pop(association, _Visit())
+            visit = self._visits.pop(association, None)
+        if visit is None:
+            return
         visit.desk.close()
         for study, count in visit.kept.items():
             self._auditor.note(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +190,7 @@ class _Statement:
         return int(cursor.rowcount)
 
 
-@cache
+@lru_cache(maxsize=4)
 def _usual_statements(database: Database) -> tuple[_Statement, _Statement]:
     dialect = database.engine.dialect
     if database.is_sqlite:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Engine, Table, create_engine, event, func, inspect, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from dicomai.errors import DatabaseUnready, Misuse
 
@@ -51,17 +51,19 @@ class Database:
     def driver(self) -> Iterator[Any]:
         """A cursor of the driver itself, in a transaction that may write.
 
-        Raises what the driver raises as SQLAlchemy's OperationalError.
+        Its errors are raised as SQLAlchemy's.
         """
-        assert self.engine.dialect.dbapi is not None
+        dialect = self.engine.dialect
+        assert dialect.dbapi is not None
         with closing(self.engine.raw_connection()) as pooled:  # which ends what was begun
             try:
                 if self.is_sqlite:
                     pooled.cursor().execute("BEGIN IMMEDIATE")
                 yield pooled.cursor()
                 pooled.commit()
-            except self.engine.dialect.dbapi.Error as error:
-                raise OperationalError(None, None, error) from error
+            except dialect.dbapi.Error as error:
+                known = dialect.dbapi.Error
+                raise DBAPIError.instance(None, None, error, known, dialect=dialect) from error
 
     def now(self, connection: Any) -> datetime:
         """The database's clock on Postgres, so that several hosts agree; this host's on SQLite.
