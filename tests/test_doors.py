@@ -24,6 +24,7 @@ from pynetdicom.sop_class import (
 )
 from structlog.testing import capture_logs
 
+from dicomai.receive import listener as receiver
 from dicomai.receive import server
 from dicomai.receive.association import LARGEST_PDU
 from dicomai.settings import shipped
@@ -494,6 +495,25 @@ def test_an_operation_that_we_do_not_offer_is_answered_so(
         with establish(port, echoing[0]) as connection:
             connection.sendall(find)
             assert status_of(doors.read_pdu(connection)) == 0x0211
+
+
+def test_what_is_no_image_does_not_fill_the_memory(
+    database: Database, tmp_path: Path, echoing: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiver, "LARGEST_IN_MEMORY", 1 << 20)
+    without = b"\0\0\0\x08\2\0\0\0\1\1"  # (0000,0800), no dataset
+    assert without in echoing[1]
+    asking = echoing[1].replace(without, without[:-2] + b"\0\0")
+    part = data_pdu(asking[10], 0, bytes(1 << 19))
+    with listening(database, tmp_path) as port:
+        with establish(port, echoing[0]) as connection:
+            connection.sendall(asking + part + data_pdu(asking[10], 2, b"end"))
+            assert status_of(doors.read_pdu(connection)) == 0x0000
+            connection.sendall(asking + part * 2)
+            connection.sendall(data_pdu(asking[10], 2, b"one more"))
+            assert is_cut_off(connection)
+        alert = doors.wait_for_alert(database)
+    assert (alert["type"], alert["who"]) == ("too-large", "MODALITY")
 
 
 def test_an_answer_comes_in_pdus_that_the_peer_can_take(

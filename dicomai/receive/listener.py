@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import structlog
 from pydicom.dataset import Dataset
@@ -26,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dicomai import durable, tls
 from dicomai.audit import AuditCode, AuditEvent, Auditor
-from dicomai.errors import HeldElsewhere, NotDicom
+from dicomai.errors import HeldElsewhere, Misbehaviour, NotDicom
 from dicomai.parse import PARSER_ERRORS, parse
 from dicomai.receive import command, inbox
 from dicomai.receive.admission import Admission
@@ -51,6 +52,7 @@ MISMATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
 
 MEGABYTE = 1 << 20
+LARGEST_IN_MEMORY = 64 * MEGABYTE  # a report of 100,000 instances has 14
 IMPLEMENTATION = str(PYNETDICOM_IMPLEMENTATION_UID), PYNETDICOM_IMPLEMENTATION_VERSION
 UNCOMPRESSED = ALL_TRANSFER_SYNTAXES[:2]
 STORAGE = {str(context.abstract_syntax) for context in AllStoragePresentationContexts}
@@ -78,7 +80,14 @@ class _Visit:
 
 
 class _Memory(io.BytesIO):
-    """What is not kept."""
+    """What is not kept: a report of what was committed, or of what nobody offers."""
+
+    def write(self, data: Any) -> int:
+        """Take the next bytes. Raises Misbehaviour where they are too many."""
+        if self.tell() + len(data) > LARGEST_IN_MEMORY:
+            words = f"a request that is no C-STORE with more than {LARGEST_IN_MEMORY} bytes"
+            raise Misbehaviour("too-large", words)
+        return super().write(data)
 
 
 @dataclass(frozen=True, slots=True)
