@@ -69,7 +69,10 @@ class Desk:
     def send(self, descriptor: int, size: int) -> None:
         """Write so many bytes of the buffer while the other one is filled. Raises OSError."""
         self.wait()
-        self._on_its_way = self._writer.submit(append, descriptor, self.buffer[:size])
+        try:
+            self._on_its_way = self._writer.submit(append, descriptor, self.buffer[:size])
+        except RuntimeError as error:  # no more threads
+            raise OSError(str(error)) from error
         self._buffers.reverse()
 
     def wait(self) -> None:
@@ -143,17 +146,21 @@ class Stream:
         except FileNotFoundError:
             make_folder(path.parent)
             self.path.rename(path)
-        os.close(self._file)
-        self._file = -1
+        self._close()
 
     def close(self) -> None:
         """Remove what was not kept."""
         if self._file >= 0:
             with suppress(OSError):
                 self._desk.wait()
-            os.close(self._file)
-            self._file = -1
-            self.path.unlink(missing_ok=True)
+            with suppress(OSError):  # the sweep removes it
+                self._close()
+                self.path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        # Never a second time: the number may be somebody else's by then.
+        descriptor, self._file = self._file, -1
+        os.close(descriptor)
 
 
 def append(descriptor: int, data: bytes | memoryview) -> None:

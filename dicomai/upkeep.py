@@ -8,11 +8,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import structlog
+from sqlalchemy.exc import DataError, IntegrityError
 
+from dicomai import durable
 from dicomai.errors import HeldElsewhere, NotDicom
 from dicomai.learning import read_documents
 from dicomai.receive import inbox
 from dicomai.receive.admission import Admission, discard
+from dicomai.receive.line import LEAST_BYTES
 from dicomai.roles import first_line, work_until
 from dicomai.settings import Settings
 from dicomai.store import queries, queue, removal
@@ -53,7 +56,10 @@ def run_tasks(
 def sweep(settings: Settings, database: Database) -> str:
     """Adopt whole files that have no row, remove broken and temporary ones and orphaned results."""
     before = time.time() - ORPHAN_SECONDS
-    adopted, removed = 0, inbox.remove_drafts(settings.data_dir / "inbox", before)
+    # A sender may take as long for what fills the buffer before it is written.
+    slowest = settings.receive.idle_seconds * durable.BUFFER_BYTES / LEAST_BYTES
+    removed = inbox.remove_drafts(settings.data_dir / "inbox", before - slowest)
+    adopted = 0
     for folder in ("inbox", "results"):
         for files in inbox.files_before(settings.data_dir / folder, before):
             names = {str(file.relative_to(settings.data_dir)): file for file in files}
@@ -104,6 +110,9 @@ def adopt(settings: Settings, database: Database, file: Path) -> bool:
         log.warning("broken_file", reason=str(error))
         return False
     except (HeldElsewhere, FileNotFoundError):  # was refused, or replaced: its sender knows
+        return False
+    except (DataError, IntegrityError) as error:  # what no database takes was never acknowledged
+        log.error("not_adopted", file=str(file), error=type(error).__name__)
         return False
     # A duplicate that lies under another name is not needed.
     return outcome is not Outcome.DUPLICATE

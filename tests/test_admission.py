@@ -13,13 +13,13 @@ from peers import wait_until
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 from sqlalchemy import event
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from studies import keep
 
 from dicomai.receive.admission import Admission
 from dicomai.store import arrivals, queries
 from dicomai.store.arrivals import Outcome
-from dicomai.store.database import Database
+from dicomai.store.database import Database, open_database
 
 # A database that refuses one series: SQLite has no way to add a check to a table that is there.
 REFUSE = {
@@ -141,6 +141,14 @@ def test_a_database_that_fails_is_said_to_all(database: Database, tmp_path: Path
         with database.write() as connection:
             connection.exec_driver_sql("ALTER TABLE moved RENAME TO instance")
     assert door.bring(make.chest_radiograph()) is Outcome.NEW
+
+
+def test_a_database_that_cannot_be_opened_is_one_error_for_all(tmp_path: Path) -> None:
+    (tmp_path / "db").mkdir()
+    lost = open_database(f"sqlite:///{tmp_path}/db/dicomai.db")
+    (tmp_path / "db").rmdir()
+    with pytest.raises(OperationalError), lost.driver():
+        pass
 
 
 def test_what_the_database_refuses_of_one_sender_does_not_harm_the_others(

@@ -129,6 +129,24 @@ def test_one_with_many_images_does_not_keep_the_others_waiting(
     assert max(device.batches) == SIZE
 
 
+def test_with_more_callers_than_room_everybody_has_a_turn(
+    device: Device, callers: ThreadPoolExecutor
+) -> None:
+    batcher = Batcher(device.score, 1)
+    hold(device, batcher, callers)
+    ended: list[str] = []
+    many = callers.submit(batcher.predict, images(*range(1, 51)))
+    waiting(batcher, 1)
+    one = callers.submit(batcher.predict, images(7))
+    for name, answer in (("many", many), ("one", one)):
+        answer.add_done_callback(lambda _, name=name: ended.append(name))
+    waiting(batcher, 2)
+    device.free.set()
+    assert many.result()[0][:, 0].tolist() == list(range(1, 51))
+    assert ended == ["one", "many"]
+    batcher.close()
+
+
 @pytest.mark.parametrize(
     ("wanted", "room", "shares"),
     [

@@ -74,6 +74,7 @@ def test_of_every_kind_of_image_it_says_what_pydicom_says(kind: str, syntax: str
     {"PatientID": "Ä7", "SpecificCharacterSet": "ISO_IR 100"}, {"PatientID": None},
     {"AccessionNumber": "a ~ b"}, {"StudyInstanceUID": None}, {"SeriesInstanceUID": "1.2/3"},
     {"NumberOfStudyRelatedInstances": "0"}, {"NumberOfStudyRelatedInstances": "12"},
+    {"NumberOfStudyRelatedInstances": "9" * 20}, {"NumberOfStudyRelatedInstances": "9" * 5000},
     {"NumberOfStudyRelatedInstances": "-1"}, {"Manufacturer": "dicomai"},
 ])  # fmt: skip
 def test_odd_values_are_what_pydicom_says(attributes: dict[str, str | None]) -> None:
@@ -89,6 +90,24 @@ def test_odd_values_are_what_pydicom_says(attributes: dict[str, str | None]) -> 
         None,
         asked(data, ExplicitVRLittleEndian),
     }
+
+
+def test_a_count_that_no_database_holds_is_none() -> None:
+    for count, expected in (("999999999", 999_999_999), ("1000000000", None), ("9" * 30, None)):
+        ds = make.chest_radiograph(NumberOfStudyRelatedInstances="1")
+        ds["NumberOfStudyRelatedInstances"]._value = count
+        found = asked(encoded(ds, ExplicitVRLittleEndian), ExplicitVRLittleEndian)
+        assert found is not None
+        assert found.expected_instances == expected
+
+
+def test_a_value_of_another_vr_is_left_to_pydicom() -> None:
+    data = encoded(make.chest_radiograph(), ExplicitVRLittleEndian)
+    place = data.index(b"\x10\0\x20\0LO") + 4
+    assert header.glance(data, ExplicitVRLittleEndian) is not None
+    for vr in (b"SH", b"US"):
+        changed = data[:place] + vr + data[place + 2 :]
+        assert header.glance(changed, ExplicitVRLittleEndian) is None
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])

@@ -3,13 +3,14 @@
 import os
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import make
 import pydicom
 import pytest
 from doors import files_of, listening
-from peers import free_port, need, storescu
+from peers import free_port, need, storescu, wait_until
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEGLSLossless
 from pynetdicom import AE
@@ -17,6 +18,7 @@ from pynetdicom.sop_class import Verification
 
 from dicomai.deliver import sender
 from dicomai.errors import PeerUnreachable
+from dicomai.receive.association import Association
 from dicomai.receive.server import bind
 from dicomai.store import queries
 from dicomai.store.database import Database
@@ -191,6 +193,24 @@ def test_an_open_association_keeps_the_quiet_period_of_its_study(
         assert row is not None
         assert (row["due_at"] - row["last_received_at"]).total_seconds() > 500
         slow.release()
+
+
+def attending() -> list[str]:
+    """The threads of connections."""
+    return [thread.name for thread in threading.enumerate() if "_attend" in thread.name]
+
+
+def test_a_connection_that_cannot_be_tidied_leaves_its_place_nevertheless(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_association: Association) -> None:
+        raise OSError("read-only")
+
+    monkeypatch.setattr(Association, "close", failing)
+    with listening(database, tmp_path, max_associations=1) as port:
+        for _ in range(3):
+            sender.echo("127.0.0.1", port, "DICOMAI", "MODALITY", 5)
+        wait_until(lambda: not attending(), 5, "no thread stays")
 
 
 def test_a_port_in_use_is_named(tmp_path: Path) -> None:

@@ -70,17 +70,24 @@ class Batcher:
                 shares = _shares([call.left for call in self._waiting], self._size)
                 batch = list(zip(self._waiting, shares, strict=True))
             self._forward([(call, share) for call, share in batch if share])
+            served = {call for call, share in batch if share}
             with self._changed:
-                self._waiting = [c for c in self._waiting if c.left and not c.answer.done()]
+                left = [c for c in self._waiting if c.left and not c.answer.done()]
+                # Those that were served go to the end.
+                self._waiting = sorted(left, key=served.__contains__)
 
     def _forward(self, batch: Sequence[tuple[_Call, int]]) -> None:
-        images = [call.images[call.taken : call.taken + share] for call, share in batch]
         try:
-            probabilities, maps = self._halving(np.concatenate(images))
+            images = [call.images[call.taken : call.taken + share] for call, share in batch]
+            self._hand_out(batch, *self._halving(np.concatenate(images)))
         except Exception as error:  # noqa: BLE001 - belongs to the callers, who wait for it
             for call, _ in batch:
-                call.answer.set_exception(error)
-            return
+                if not call.answer.done():
+                    call.answer.set_exception(error)
+
+    def _hand_out(
+        self, batch: Sequence[tuple[_Call, int]], probabilities: Float32, maps: Float32
+    ) -> None:
         start = 0
         for call, share in batch:
             end = start + share

@@ -4,6 +4,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -64,9 +65,12 @@ def _convert(network: NetworkWithMaps, channels: int, size: int, folder: Path) -
     converted = openvino.convert_model(exported)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, suffix=".part") as scratch:
-        openvino.save_model(converted, Path(scratch) / FILE, compress_to_fp16=False)
+        made = Path(scratch) / "made"
+        made.mkdir()
+        openvino.save_model(converted, made / FILE, compress_to_fp16=False)
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(scratch, folder)
+        with suppress(OSError):  # another process was quicker
+            made.rename(folder)
 
 
 def _checked(network: NetworkWithMaps, channels: int, size: int, folder: Path) -> Run:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, ImplicitVRLittleEndian
@@ -15,6 +16,7 @@ from dicomai.parse import BY_HAND, PARSER_ERRORS, UNDEFINED_LENGTH, parse_head
 from dicomai.study import MANUFACTURER
 
 UID_PATTERN = re.compile(r"[0-9]+(\.[0-9]+)*")
+COUNT_PATTERN = re.compile(r"[0-9]{1,9}")  # what both databases hold
 UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 KEYWORDS = (
     *UIDS,
@@ -26,6 +28,7 @@ KEYWORDS = (
 )
 WANTED: list[BaseTag | int] = [Tag(keyword) for keyword in KEYWORDS]
 _KEYWORD_OF = {int(Tag(keyword)): keyword for keyword in KEYWORDS}
+_VR_OF = {tag: dictionary_VR(tag).encode() for tag in _KEYWORD_OF}
 _LAST = max(_KEYWORD_OF)
 
 # Whether a VR has two bytes of length or, after two reserved ones, four (PS3.5 7.1.2).
@@ -33,6 +36,7 @@ _SHORT = set(b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".s
 _LONG = set(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _DEEPEST = 8
+LONGEST = 64  # of the wanted values (PS3.5 6.2)
 # Characters of which it makes no difference in which character set they are, and no backslash.
 _PLAIN = re.compile(rb"[!-\[\]-~]([ -\[\]-~]*[!-\[\]-~])?")
 
@@ -90,7 +94,7 @@ def _header(values: Mapping[str, str]) -> Header:
         study,
         series,
         analyzable=_is_image(sop_class) and values.get("Manufacturer") != MANUFACTURER,
-        expected_instances=(int(expected) if expected.isdigit() else 0) or None,
+        expected_instances=(int(expected) if COUNT_PATTERN.fullmatch(expected) else 0) or None,
         patient_id=values.get("PatientID", ""),
         accession_number=values.get("AccessionNumber", ""),
     )
@@ -130,6 +134,7 @@ def _scan(data: bytes, syntax_uid: str) -> dict[str, str]:
     found: dict[str, str] = {}
     at, before = 0, -1
     while True:
+        vr = data[at + 4 : at + 6]
         tag, length, at = _element(data, at, is_explicit)
         if tag > _LAST:
             return found
@@ -141,13 +146,16 @@ def _scan(data: bytes, syntax_uid: str) -> dict[str, str]:
             continue
         keyword = _KEYWORD_OF.get(tag)
         if keyword is not None and length:
+            if is_explicit and vr != _VR_OF[tag]:
+                raise _Unusual
             found[keyword] = _text(data, at, length)
         at += length
 
 
 def _text(data: bytes, at: int, length: int) -> str:
     value = data[at : at + length].rstrip(b"\0 ")
-    if at + length > len(data) or (value and not _PLAIN.fullmatch(value)):
+    too_long = length > LONGEST or at + length > len(data)
+    if too_long or (value and not _PLAIN.fullmatch(value)):
         raise _Unusual
     return value.decode("ascii")
 

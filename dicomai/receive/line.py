@@ -103,10 +103,12 @@ class Line:
         """
 
         def count(piece: memoryview) -> None:
+            begun = time.monotonic()
+            take(piece)
+            self._due += time.monotonic() - begun  # ours, not the peer's
             self._bytes += len(piece)
             if self._bytes >= LEAST_BYTES:
                 self.got_on()
-            take(piece)
 
         self._pass_on(size, count)
 

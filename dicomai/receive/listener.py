@@ -179,8 +179,8 @@ class Listener:
             return _Refused(SOP_CLASS_NOT_SUPPORTED)
         if not (is_uid(asked.sop_class_uid) and is_uid(asked.sop_instance_uid)):
             return _Refused(MISMATCH)
-        visit = self._visit(association)
         try:
+            visit = self._visit(association)
             if not self._has_space(visit):
                 return _Refused(OUT_OF_RESOURCES)
             syntax = context.transfer_syntax

@@ -165,10 +165,14 @@ class Server:
             _abort(association)
         finally:
             self._leave(line)
-            association.close()
-            self._ended(association)
-            line.close()
-            self._forget(line, threading.current_thread())
+            try:
+                association.close()
+                self._ended(association)
+            except Exception:
+                log.exception("association_not_tidied", address=address)
+            finally:
+                line.close()
+                self._forget(line, threading.current_thread())
 
     def _converse(self, line: Line, association: Association) -> None:
         line.send_at_once()

@@ -55,15 +55,15 @@ class Database:
         """
         dialect = self.engine.dialect
         assert dialect.dbapi is not None
-        with closing(self.engine.raw_connection()) as pooled:  # which ends what was begun
-            try:
+        try:
+            with closing(self.engine.raw_connection()) as pooled:  # which ends what was begun
                 if self.is_sqlite:
                     pooled.cursor().execute("BEGIN IMMEDIATE")
                 yield pooled.cursor()
                 pooled.commit()
-            except dialect.dbapi.Error as error:
-                known = dialect.dbapi.Error
-                raise DBAPIError.instance(None, None, error, known, dialect=dialect) from error
+        except dialect.dbapi.Error as error:
+            known = dialect.dbapi.Error
+            raise DBAPIError.instance(None, None, error, known, dialect=dialect) from error
 
     def now(self, connection: Any) -> datetime:
         """The database's clock on Postgres, so that several hosts agree; this host's on SQLite.
