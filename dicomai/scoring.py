@@ -29,10 +29,9 @@ def decoding_pool(settings: Settings) -> Pool:
 
 def open_engine(settings: Settings, model: Model) -> "Engine":
     """A model on the device of the settings."""
-    from dicomai.infer.engine import Engine, choose
+    from dicomai.infer import engine
 
-    folder = settings.data_dir / "engines"
-    return Engine(model, choose(model, settings.infer.device, folder), folder)
+    return engine.open_engine(model, settings.infer.device, settings.data_dir / "engines")
 
 
 def preparer(

@@ -123,6 +123,10 @@ def test_one_that_says_something_else_is_not_used(
 
     monkeypatch.setattr(engine, "_images_per_second", measured)
     assert choose(model, "auto", tmp_path) == "cpu"
+    monkeypatch.setattr(engine, "choose", lambda *_: "openvino")
+    assert engine.open_engine(model, "auto", tmp_path).name == "torch-cpu-fp32"
+    with pytest.raises(vino.Disagrees):
+        engine.open_engine(model, "openvino", tmp_path)
 
 
 def test_where_openvino_is_missing_it_is_said_and_torch_is_used(

@@ -125,6 +125,24 @@ def _is_out_of_memory(error: Exception) -> bool:
 # Which device
 
 
+def open_engine(model: Model, wanted: Device | Literal["auto"], folder: Path) -> Engine:
+    """A model on the wanted device; see choose(). Where "auto" fails with OpenVINO, on torch."""
+    device = choose(model, wanted, folder)
+    if wanted == device or device != "openvino":
+        return Engine(model, device, folder)
+    from dicomai.infer import vino
+
+    try:
+        return Engine(model, device, folder)
+    except vino.FAILURES as error:
+        _leave_out(error)
+        return Engine(model, "cpu")
+
+
+def _leave_out(error: Exception) -> None:
+    log.error("engine_left_out", error=type(error).__name__, reason=str(error)[:300])
+
+
 def choose(model: Model, wanted: Device | Literal["auto"], folder: Path) -> Device:
     """The device for "auto": CUDA where there is one, else what is fastest here with this model.
 
@@ -149,8 +167,8 @@ def choose(model: Model, wanted: Device | Literal["auto"], folder: Path) -> Devi
         ours = _images_per_second(model, "cpu", folder)
         try:
             theirs = _images_per_second(model, "openvino", folder)
-        except Exception as error:  # noqa: BLE001 - torch works
-            log.error("engine_left_out", error=type(error).__name__, reason=str(error)[:300])
+        except vino.FAILURES as error:
+            _leave_out(error)
             theirs = 0.0
         answers[key] = "openvino" if theirs > ours else "cpu"
         log.info("measured", cpu=round(ours, 1), openvino=round(theirs, 1), unit="images/s")

@@ -40,6 +40,10 @@ class Disagrees(Exception):
     """What was compiled does not say what torch says."""
 
 
+# What it raises where it cannot be used here.
+FAILURES = (Disagrees, RuntimeError, OSError, ValueError, TypeError, AttributeError)
+
+
 def compiled(network: NetworkWithMaps, channels: int, size: int, folder: Path | None = None) -> Run:
     """What gives the logits (N, K) and class maps (N, K, h, w) of images (N, channels, size, size).
 

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from dicomai import durable
 from dicomai.errors import HeldElsewhere
@@ -67,7 +67,8 @@ class Admission:
             if mine.answer is None:
                 with self._lock:
                     group, self._waiting = self._waiting, []
-                self._commit(group)
+                # Who has taken mine without an answer has failed.
+                self._commit(group if mine in group else [*group, mine])
         return self._tidied(mine)
 
     def _commit(self, group: list[_Waiting]) -> None:
@@ -78,7 +79,7 @@ class Admission:
                 self._data_dir,
                 self._quiet_seconds,
             )
-        except Exception as error:  # noqa: BLE001 - belongs to who has brought it
+        except (OSError, SQLAlchemyError, HeldElsewhere) as error:
             if len(group) > 1 and not isinstance(error, OperationalError):
                 for item in group:
                     self._commit([item])

@@ -153,7 +153,12 @@ class Server:
     def _attend(self, line: Line, address: str) -> None:
         association = Association(line, address, self._terms)
         try:
-            self._converse(line, association)
+            try:
+                self._converse(line, association)
+            finally:
+                self._leave(line)
+                association.close()
+                self._ended(association)
         except Misbehaviour as error:
             self._refuse(line, association, error)
         except Stopping:
@@ -164,15 +169,8 @@ class Server:
             log.exception("association_failed", address=address)
             _abort(association)
         finally:
-            self._leave(line)
-            try:
-                association.close()
-                self._ended(association)
-            except Exception:
-                log.exception("association_not_tidied", address=address)
-            finally:
-                line.close()
-                self._forget(line, threading.current_thread())
+            line.close()
+            self._forget(line, threading.current_thread())
 
     def _converse(self, line: Line, association: Association) -> None:
         line.send_at_once()

@@ -51,11 +51,6 @@ _COUNT = (
     .where(instance.c.study_instance_uid == bindparam("of_study"), instance.c.analyzable)
 )
 _OF_STUDY = update(study).where(study.c.study_instance_uid == bindparam("of_study"))
-_DUE = _OF_STUDY.values(
-    due_at=bindparam("due"),
-    last_received_at=bindparam("now"),
-    expected_instances=bindparam("expected"),
-)
 
 # A new image of a study that is receiving already: nearly all are. What else there is to know of it
 # is asked by the same two statements, so that they do for any number of arrivals. They go to the
@@ -129,8 +124,8 @@ def arrive(
     Raises HeldElsewhere where a study's files lie in another daemon's folder, and OSError where
     a file is gone: another sender's object had its name, and was replaced.
     """
-    # In one order everywhere, or two daemons wait for each other's studies.
-    order = sorted(range(len(arrivals)), key=lambda at: arrivals[at].study_instance_uid)
+    # In one order everywhere, or two daemons wait for each other's studies and images.
+    order = sorted(range(len(arrivals)), key=lambda at: _name(arrivals[at]))
     ordered = [arrivals[at] for at in order]
     if _arrive_as_usual(database, ordered, data_dir, quiet_seconds, confirm):
         return [(Outcome.NEW, None)] * len(arrivals)
@@ -141,6 +136,10 @@ def arrive(
             for at in order
         }
     return [done[at] for at in range(len(arrivals))]
+
+
+def _name(arrival: Arrival) -> tuple[str, str]:
+    return arrival.study_instance_uid, arrival.instance.sop_instance_uid
 
 
 def _arrive_as_usual(
@@ -314,9 +313,7 @@ def _receive(
     if expected is not None:
         analyzable: int = connection.execute(_COUNT, {"of_study": uid}).scalar_one()
         due = now if analyzable >= expected else due
-    if known.state != "receiving":
-        reopen(connection, now, known, due, ARRIVED)
-    connection.execute(_DUE, {"of_study": uid, "due": due, "now": now, "expected": expected})
+    reopen(connection, now, known, due, ARRIVED, last_received_at=now, expected_instances=expected)
 
 
 def association_released(
