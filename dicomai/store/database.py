@@ -16,7 +16,7 @@ from dicomai.errors import DatabaseUnready, Misuse
 if TYPE_CHECKING:
     from alembic.config import Config
 
-SCHEMA = "0004"  # the newest in migrations/; alembic is imported only by what looks there
+SCHEMA = "0005"  # the newest in migrations/; alembic is imported only by what looks there
 BUSY_SECONDS = 10  # a sender waits for as long, and many give up after 30
 
 
