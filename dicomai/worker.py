@@ -56,6 +56,7 @@ class Loaded:
             engine.biases,
             self._batcher.predict,
         )
+        self.stat_scorer = dataclasses.replace(self.scorer, predict=self._batcher.predict_first)
         self.users = 0
 
     def tell(self) -> None:
@@ -111,7 +112,7 @@ class Worker:
             return False
         loaded = self._taken()
         try:
-            self._work(claim, loaded.scorer)
+            self._work(claim, loaded.stat_scorer if claim.stat else loaded.scorer)
         finally:
             with self._lock:
                 self._held.pop(claim.lease, None)

@@ -62,6 +62,7 @@ def _only(where: str, *columns: str, name: str | None = None) -> Index:
 
 
 DUE = "due_at IS NOT NULL"
+STAT = text("study.stat")  # in the words of its index, which SQLite compares
 
 # One row: which database this is, and what makes a patient's key of a Patient ID.
 site = Table(
@@ -95,6 +96,7 @@ study = Table(
     Column("stat", Boolean, nullable=False, server_default=false()),
     Index(None, "accession"),
     _only(DUE, "due_at"),
+    _only(f"stat AND {DUE}", "due_at", name="ix_study_stat"),
     Index(None, "last_received_at"),
     _only("state <> 'analyzed'", "last_received_at", name="ix_study_open"),
 )

@@ -89,11 +89,13 @@ def upgrade() -> None:
     op.add_column(
         "study", sa.Column("stat", sa.Boolean(), nullable=False, server_default=sa.false())
     )
+    _index("ix_study_stat", "study", "due_at", f"stat AND {DUE}")
     _v_study(WAITING, DELIVERED, ", study.stat")
 
 
 def downgrade() -> None:
     _v_study(WAITING_IN_0004, DELIVERED_IN_0004, "")
+    op.drop_index("ix_study_stat", table_name="study")
     op.drop_column("study", "stat")
     for name, table, _, _ in ADDED:
         op.drop_index(name, table_name=table)
