@@ -1,9 +1,12 @@
 """Findings -> the objects that go back: which ones there are, and which earlier ones end."""
 
+import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import cv2
+import numpy as np
 from pydicom.dataset import Dataset
 
 from dicomai.prepare import geometry
@@ -25,6 +28,7 @@ from dicomai.study import (
     Exclusion,
     Finding,
     Float32,
+    Frame,
     Result,
     Sent,
     UInt8,
@@ -68,17 +72,13 @@ class Maker:
         lines: dict[tuple[int, str], list[Line]] = {}
         planes: dict[tuple[int, str], UInt8] = {}
         for findings in frames:
-            for item in self._shown(findings):
-                heat = geometry.spread(item.cells, item.frame.letterbox)
-                if "sc" in self._kinds and item is most_probable(findings):
-                    self._look_at(header, findings, heat)
-                if not item.positive:
+            if "sc" in self._kinds:
+                yield from self._pictures(header, findings)
+            for item in findings:
+                if not item.positive or not self._kinds & {"gsps", "seg"}:
                     continue
                 key = item.frame.number, item.label.key
-                if "sc" in self._kinds:
-                    yield from self._made(
-                        "sc", capture.capture(header, item, heat, self._algorithm), header
-                    )
+                heat = geometry.spread(item.cells, item.frame.letterbox)
                 if "gsps" in self._kinds:
                     lines[key] = presentation.contours(heat)
                 if "seg" in self._kinds:
@@ -91,12 +91,20 @@ class Maker:
             ds = segmentation.segmentation(header, positive, planes, self._algorithm)
             yield from self._made("seg", ds, header)
 
-    def _shown(self, findings: list[Finding]) -> list[Finding]:
-        """Whose map is needed: of what is positive, and of what the summary shows."""
-        if not self._kinds & {"sc", "gsps", "seg"}:
-            return []
+    def _pictures(self, header: Dataset, findings: list[Finding]) -> Iterator[Made]:
+        """An overlay of each positive finding of a frame, and what the summary shows of it."""
+        frame = _shrunk(findings[0].frame, self._algorithm.reporting.largest_side)
+        findings = [dataclasses.replace(item, frame=frame) for item in findings]
         top = most_probable(findings)
-        return [item for item in findings if item.positive or item is top]
+        for item in findings:
+            if not item.positive and item is not top:
+                continue
+            heat = geometry.spread(item.cells, frame.letterbox)
+            if item is top:
+                self._look_at(header, findings, heat)
+            if item.positive:
+                ds = capture.capture(header, item, heat, self._algorithm)
+                yield from self._made("sc", ds, header)
 
     def _look_at(self, header: Dataset, findings: list[Finding], heat: Float32) -> None:
         name = f"image {header.get('InstanceNumber') or '-'}"
@@ -209,6 +217,15 @@ class Maker:
         while uid in self._ended:
             uid = identity.make_uid("again", uid)
         return uid
+
+
+def _shrunk(frame: Frame, largest_side: int) -> Frame:
+    """As it is shown in an overlay: no workstation has more pixels to show it whole."""
+    box = geometry.shrunk(frame.letterbox, largest_side)
+    if box is frame.letterbox:
+        return frame
+    display = cv2.resize(frame.display, (box.columns, box.rows), interpolation=cv2.INTER_AREA)
+    return dataclasses.replace(frame, display=np.asarray(display, np.uint8), letterbox=box)
 
 
 def _stands(item: Sent) -> bool:

@@ -93,7 +93,10 @@ def reporting(settings: Settings) -> Reporting:
     kinds = chosen or [Destination.model_fields["outputs"].default]
     how = settings.report
     return Reporting(
-        how.layout, how.undetermined_margin, frozenset(kind for one in kinds for kind in one)
+        how.layout,
+        how.undetermined_margin,
+        how.largest_side,
+        frozenset(kind for one in kinds for kind in one),
     )
 
 

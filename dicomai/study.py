@@ -232,11 +232,13 @@ class Model:
 class Reporting:
     """The site's choices that decide what results look like.
 
-    undetermined_margin: probability on each side of a threshold; kinds: of KINDS, what is made
+    undetermined_margin: probability on each side of a threshold; largest_side: of an overlay's
+    picture, pixels; kinds: of KINDS, what is made
     """
 
     layout: Literal["overlay", "side-by-side"]
     undetermined_margin: float
+    largest_side: int
     kinds: frozenset[str]
 
 

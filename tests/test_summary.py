@@ -28,7 +28,7 @@ LABELS = tuple(
     replace(PNEUMONIA, key=f"l{n}", code=Code(str(n), "99X", f"{LONG} {n}")) for n in range(18)
 )
 ALGORITHM = Algorithm(
-    replace(model(), labels=LABELS), "test", Reporting("overlay", 0.1, frozenset({"sc"}))
+    replace(model(), labels=LABELS), "test", Reporting("overlay", 0.1, 1536, frozenset({"sc"}))
 )
 
 

@@ -13,6 +13,7 @@ from pynetdicom.events import Event
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from dicomai.deliver import stream
 from dicomai.errors import Misuse, NotDicom, PeerBusy, PeerRefused, PeerUnreachable
 from dicomai.tls import Channel, Requestor
 
@@ -60,6 +61,7 @@ def association(
         raise PeerUnreachable(f"{peer}: TLS: {context.trouble}")
     if not assoc.is_established:
         raise PeerUnreachable(f"{peer} does not answer: check host, port and AE title")
+    stream.hasten(assoc, timeout_seconds)
     try:
         yield assoc
     finally:

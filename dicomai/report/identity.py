@@ -94,6 +94,7 @@ def algorithm_key(algorithm: Algorithm) -> str:
             algorithm.engine,
             how.layout,
             repr(how.undetermined_margin),
+            str(how.largest_side),
             # Dates of a source without a time zone are in this host's, see local_time().
             f"{time.timezone} {time.altzone}",
         )
