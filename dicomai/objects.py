@@ -1,7 +1,7 @@
 """Findings -> the objects that go back: which ones there are, and which earlier ones end."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -21,7 +21,7 @@ from dicomai.report import (
     sr,
 )
 from dicomai.report.presentation import Line
-from dicomai.report.summary import Overview, most_probable
+from dicomai.report.summary import Glimpse, Overview, glimpse, most_probable
 from dicomai.study import (
     WITHDRAWAL,
     Algorithm,
@@ -64,10 +64,13 @@ class Maker:
         # What stands is made again, whoever wants it today: so it is known whether it holds.
         self._kinds = algorithm.reporting.kinds | {item.kind for item in self._standing.values()}
 
-    def of_image(self, header: Dataset, frames: Sequence[list[Finding]]) -> Iterator[Made]:
+    def of_image(
+        self, header: Dataset, frames: Sequence[list[Finding]]
+    ) -> Iterator[Made | Glimpse]:
         """Of one image, with the findings of each of its frames: what shows its positive ones.
 
-        A map is as large as the image: none is kept.
+        And what the study's summary is to show of it, see look_at(). A map is as large as the
+        image: none is kept.
         """
         lines: dict[tuple[int, str], list[Line]] = {}
         planes: dict[tuple[int, str], UInt8] = {}
@@ -91,7 +94,7 @@ class Maker:
             ds = segmentation.segmentation(header, positive, planes, self._algorithm)
             yield from self._made("seg", ds, header)
 
-    def _pictures(self, header: Dataset, findings: list[Finding]) -> Iterator[Made]:
+    def _pictures(self, header: Dataset, findings: list[Finding]) -> Iterator[Made | Glimpse]:
         """An overlay of each positive finding of a frame, and what the summary shows of it."""
         frame = _shrunk(findings[0].frame, self._algorithm.reporting.largest_side)
         findings = [dataclasses.replace(item, frame=frame) for item in findings]
@@ -101,16 +104,15 @@ class Maker:
                 continue
             heat = geometry.spread(item.cells, frame.letterbox)
             if item is top:
-                self._look_at(header, findings, heat)
+                yield _glimpse(header, findings, heat)
             if item.positive:
                 ds = capture.capture(header, item, heat, self._algorithm)
                 yield from self._made("sc", ds, header)
 
-    def _look_at(self, header: Dataset, findings: list[Finding], heat: Float32) -> None:
-        name = f"image {header.get('InstanceNumber') or '-'}"
-        if origin.has_frames(header):
-            name += f", frame {findings[0].frame.number}"
-        self._overview.add(findings, heat, name, origin.pixel_height(header))
+    def look_at(self, seen: Iterable[Glimpse]) -> None:
+        """The summary shows this, too."""
+        for item in seen:
+            self._overview.add(item)
 
     def of_study(
         self,
@@ -217,6 +219,13 @@ class Maker:
         while uid in self._ended:
             uid = identity.make_uid("again", uid)
         return uid
+
+
+def _glimpse(header: Dataset, findings: list[Finding], heat: Float32) -> Glimpse:
+    name = f"image {header.get('InstanceNumber') or '-'}"
+    if origin.has_frames(header):
+        name += f", frame {findings[0].frame.number}"
+    return glimpse(findings, heat, name, origin.pixel_height(header))
 
 
 def _shrunk(frame: Frame, largest_side: int) -> Frame:

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sqlalchemy import Boolean, Float, Integer, String, and_, column, func, or_, select, table
 
 from dicomai.store.database import Database
-from dicomai.store.queue import held_here
+from dicomai.store.queue import as_instance, held_here
 from dicomai.store.states import OPEN
 from dicomai.store.tables import (
     UtcDateTime,
@@ -191,6 +192,36 @@ def due_study_attempts(database: Database) -> int | None:
         )
         attempts: int | None = connection.execute(due).scalar_one()
     return attempts
+
+
+ARRIVING_ROWS = 64
+
+
+def arriving(database: Database, data_dir: Path) -> dict[str, list[Instance]]:
+    """Images of studies that are not due yet and of which nothing was ever sent: some, by study.
+
+    Not of those that somebody has died over.
+    """
+    with database.read() as connection:
+        rows = connection.execute(
+            select(instance)
+            .join(study, study.c.study_instance_uid == instance.c.study_instance_uid)
+            .where(
+                study.c.state == "receiving",
+                study.c.due_at > database.now(connection),
+                study.c.attempts == 0,
+                study.c.revision == 1,
+                instance.c.analyzable,
+                instance.c.path.is_not(None),
+                *held_here(database),
+            )
+            .order_by(study.c.due_at, instance.c.study_instance_uid, instance.c.received_at)
+            .limit(ARRIVING_ROWS)
+        ).all()
+    found: dict[str, list[Instance]] = {}
+    for row in rows:
+        found.setdefault(row.study_instance_uid, []).append(as_instance(row, data_dir))
+    return found
 
 
 def task_is_due(database: Database) -> bool:
