@@ -1,7 +1,7 @@
 """Storage and Verification SCU: sends files byte for byte (PS3.4 Annex B)."""
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -105,9 +105,13 @@ def kind_of(path: Path) -> tuple[str, str]:
 
 def contexts_for(paths: Sequence[Path]) -> list[PresentationContext]:
     """One presentation context for each SOP class with the transfer syntax of its files."""
-    pairs = {kind_of(path) for path in paths}
+    return contexts_of({kind_of(path) for path in paths})
+
+
+def contexts_of(kinds: Collection[tuple[str, str]]) -> list[PresentationContext]:
+    """The same for kinds of files, see kind_of()."""
     contexts = []
-    for sop_class, syntax in sorted(pairs)[:MOST_CONTEXTS]:
+    for sop_class, syntax in sorted(kinds)[:MOST_CONTEXTS]:
         context = PresentationContext()
         context.abstract_syntax = sop_class
         context.transfer_syntax = [syntax]
