@@ -172,7 +172,10 @@ def _compressed(settings: Settings, store: Database, model: Model) -> "Compresse
         live = console.is_terminal
         return track(items, words, count, console=console, transient=True, disable=not live)
 
-    return compressing.compress(settings, store, model, compressing.Watch(console.print, follow))
+    def say(words: str) -> None:
+        console.print(words, soft_wrap=True)
+
+    return compressing.compress(settings, store, model, compressing.Watch(say, follow))
 
 
 @app.command("export")

@@ -25,20 +25,26 @@ def require_nncf() -> None:
 
 
 def make(
-    network: NetworkWithMaps, channels: int, size: int, images: Sequence[Float32], folder: Path
+    network: NetworkWithMaps,
+    channels: int,
+    size: int,
+    images: Sequence[Float32],
+    whole: int,
+    folder: Path,
 ) -> tuple[tuple[float, ...], ...]:
     """Write int8.xml and int8.bin into a folder; returns what they say of vino.fixed_images().
 
     images: each (channels, size, size), that the ranges of 8 bits are fitted to
+    whole: how many of the first convolutions stay in full precision
     """
     plain = vino.converted(network, channels, size)
-    small = _quantized(plain, images)
+    small = _quantized(plain, images, whole)
     openvino.save_model(small, folder / INT8[0], compress_to_fp16=False)
     logits, _ = vino.opened(folder / INT8[0])(vino.fixed_images(channels, size))
     return tuple(tuple(round(float(value), 4) for value in row) for row in logits)
 
 
-def _quantized(plain: openvino.Model, images: Sequence[Float32]) -> openvino.Model:
+def _quantized(plain: openvino.Model, images: Sequence[Float32], whole: int) -> openvino.Model:
     # It warns of compilers and devices, which nobody asked for.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     import nncf
@@ -57,18 +63,18 @@ def _quantized(plain: openvino.Model, images: Sequence[Float32]) -> openvino.Mod
             subset_size=len(images),
             preset=nncf.QuantizationPreset.MIXED,
             fast_bias_correction=True,
-            ignored_scope=nncf.IgnoredScope(names=_kept_whole(plain)),
+            ignored_scope=nncf.IgnoredScope(names=_kept_whole(plain, whole)),
             advanced_parameters=ranges,
         )
 
 
-def _kept_whole(plain: openvino.Model) -> list[str]:
-    """What stays in full precision: the first convolution, which sees the image, and the maps.
+def _kept_whole(plain: openvino.Model, whole: int) -> list[str]:
+    """What stays in full precision: the first convolutions, and what is after the features.
 
-    Neither costs time: OpenVINO has no fast 8 bits for one channel, and the maps are small.
+    The maps cost no time. Of the first convolution neither: for one channel OpenVINO has no 8 bits.
     """
     nodes = [node for node in plain.get_ordered_ops() if node.get_type_name() not in NO_WORK]
     kinds = [node.get_type_name() for node in nodes]
-    first = kinds.index("Convolution")
-    last = len(kinds) - kinds[::-1].index("Relu")  # of the features
-    return [node.get_friendly_name() for node in (nodes[first], *nodes[last:])]
+    first = [node for node in nodes if node.get_type_name() == "Convolution"][:whole]
+    features = len(kinds) - kinds[::-1].index("Relu")
+    return [node.get_friendly_name() for node in (*first, *nodes[features:])]
