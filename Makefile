@@ -91,7 +91,7 @@ $(VENV)/installed: pyproject.toml config/constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(VENV)/bin/python -m pip install --quiet --constraint config/constraints.txt --editable '.[openvino,postgres,test]'
+	$(VENV)/bin/python -m pip install --quiet --constraint config/constraints.txt --editable '.[compress,openvino,postgres,test]'
 	# Its networks are a referee; what else it needs they do not use.
 	$(VENV)/bin/python -m pip install --quiet --constraint config/constraints.txt --no-deps torchxrayvision
 	touch $@

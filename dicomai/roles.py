@@ -112,6 +112,8 @@ def choose_model(settings: Settings, database: Database) -> Model:
         folders = " or ".join(str(folder) for folder in model_folders(settings))
         raise ModelDamaged(f"there is no model '{name}' in {folders}: correct infer.model")
     active = registry.active_version(database, name)
+    if active is None:
+        raise ModelDamaged(f"no version of {name} is active: see 'dicomai model activate'")
     here = [v for v in (active, *registry.earlier_versions(database, name)) if v in found]
     if not here:
         raise ModelDamaged(f"the active version {active} of {name} is not installed: install it")
@@ -131,18 +133,18 @@ def installed_versions(settings: Settings) -> list[Model]:
     name = settings.infer.model
     ships = [m.version for m in package.installed((shipped("config/models"),)) if m.name == name]
     mine = [model for model in package.installed(model_folders(settings)) if model.name == name]
-    return sorted(mine, key=lambda model: model.version not in ships[-1:])
+    return sorted(mine, key=lambda m: (m.version not in ships[-1:], m.int8 is not None))
 
 
 def register_installed(settings: Settings, database: Database) -> dict[str, Model]:
     """Note the installed versions of infer.model: version -> package, unverified.
 
-    Where none is active, the first of them becomes it.
+    Where none is active, the first of them that is not compressed becomes it.
     One that is not what the database knows by its version is left out, unless it is the active one.
     """
     name, found = settings.infer.model, {}
     for model in installed_versions(settings):
-        if registry.register(database, name, model.version, model.sha256) == model.sha256:
+        if note(database, model) == model.digest:
             found[model.version] = model
             continue
         words = (
@@ -153,6 +155,15 @@ def register_installed(settings: Settings, database: Database) -> dict[str, Mode
             raise ModelDamaged(words)
         log.error("package_left_out", reason=words)
     return found
+
+
+def note(database: Database, model: Model) -> str:
+    """Register a package; a compressed one never becomes active by itself.
+
+    Returns the SHA-256 on record.
+    """
+    register = registry.register if model.int8 is None else registry.register_candidate
+    return register(database, model.name, model.version, model.digest)
 
 
 def work_until(stop: threading.Event, step: Callable[[], bool]) -> None:

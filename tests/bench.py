@@ -24,7 +24,7 @@ from rich.progress import track
 
 IMAGES = {"CT": 240, "CR": 40}  # of a run, all associations together
 ASSOCIATIONS = (1, 2, 4, 8)
-BATCHES = (1, 4, 16)
+BATCHES = (1, 4, 16, 32)
 COLOURS = ((90, 90, 90), (60, 140, 230), (70, 170, 70), (200, 120, 40), (160, 80, 180))
 
 console = Console()
@@ -94,7 +94,7 @@ def receiving(root: Path, rounds: int) -> Iterable[Contest]:
 
 def scoring(root: Path, rounds: int) -> Iterable[Contest]:
     """Images/s of each engine, by batch size."""
-    contest = Contest("Scoring, ResNet50, 224 pixels, with class maps, fp32", "images/s")
+    contest = Contest("Scoring, ResNet50, 224 pixels, with class maps", "images/s")
     engines = bench_scoring.engines(root)
     for _ in track(range(rounds), "scoring", console=console, transient=True):
         for batch in BATCHES:

@@ -88,7 +88,7 @@ def algorithm_key(algorithm: Algorithm) -> str:
             SOFTWARE,
             model.name,
             model.version,
-            model.sha256,
+            model.digest,
             str(model.calibrated),
             labels,
             algorithm.engine,
@@ -103,7 +103,7 @@ def algorithm_key(algorithm: Algorithm) -> str:
 
 def device_uid(model: Model) -> str:
     """Changes with every version of the model (IHE AIR 6.5.3.1)."""
-    return make_uid("device", model.name, model.version, model.sha256)
+    return make_uid("device", model.name, model.version, model.digest)
 
 
 def series_uid(study_instance_uid: str, kind: str, algorithm: Algorithm) -> str:
