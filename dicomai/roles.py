@@ -17,13 +17,13 @@ from dicomai.errors import ModelDamaged
 from dicomai.infer import package
 from dicomai.settings import Destination, Settings, shipped
 from dicomai.store import queries, registry
+from dicomai.store.changes import Changes
 from dicomai.store.database import Database, open_database, require_current
 from dicomai.study import WITHDRAWAL, Code, Model, Reporting
 from dicomai.train import recipe
 
 log = structlog.get_logger()
 
-POLL_SECONDS = 0.2
 LOOK_UP_SECONDS = 0.5
 TROUBLE_SECONDS = 5.0
 FINISH_SECONDS = 7.0  # of the ten that a stop may take
@@ -166,17 +166,26 @@ def note(database: Database, model: Model) -> str:
     return register(database, model.name, model.version, model.digest)
 
 
-def work_until(stop: threading.Event, step: Callable[[], bool]) -> None:
-    """Call step again and again: at once while it finds work, else after a short wait."""
+def work_until(
+    stop: threading.Event,
+    database: Database,
+    step: Callable[[], bool],
+    seconds_to_due: Callable[[], float],
+) -> None:
+    """Call step again and again: at once while it finds work, else when there may be some.
+
+    That is when somebody has changed the database, or when something becomes due.
+    """
+    changes = Changes(database)
     while not stop.is_set():
+        changes.begin()
         try:
-            busy = step()
+            if not step():
+                changes.wait(stop, seconds_to_due())
         except (SQLAlchemyError, OSError) as error:
             log.error("trouble", error=type(error).__name__, detail=first_line(error))
             stop.wait(TROUBLE_SECONDS)
-            continue
-        if not busy:
-            stop.wait(POLL_SECONDS)
+    changes.close()
 
 
 def first_line(error: BaseException) -> str:

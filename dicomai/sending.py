@@ -82,9 +82,13 @@ class Sending:
     def run(self) -> None:
         """Until told to stop."""
         try:
-            work_until(self._stop, self.step)
+            work_until(self._stop, self._database, self.step, self._seconds_to_due)
         finally:
             self._hang_up()
+
+    def _seconds_to_due(self) -> float:
+        seconds = queries.seconds_to_due_delivery(self._database, self._destination.name)
+        return seconds if self._open is None else min(seconds, IDLE_SECONDS)
 
     def step(self) -> bool:
         """Send what is due, then ask for commitment; False where there was nothing to do."""

@@ -50,7 +50,7 @@ def run_tasks(
             queue.finish_task(database, task, "done", detail)
         return True
 
-    work_until(stop, step)
+    work_until(stop, database, step, lambda: queries.seconds_to_due_task(database))
 
 
 def sweep(settings: Settings, database: Database) -> str:

@@ -91,7 +91,11 @@ class Worker:
     def run(self, stop: threading.Event) -> None:
         """Work until told to stop; then finish within seconds, or give back what is held."""
         threads = [
-            threading.Thread(target=work_until, args=(stop, self._step), daemon=True)
+            threading.Thread(
+                target=work_until,
+                args=(stop, self._database, self._step, self._seconds_to_due),
+                daemon=True,
+            )
             for _ in range(self._settings.infer.workers)
         ]
         threads.append(threading.Thread(target=self._renew, args=(stop,), daemon=True))
@@ -138,6 +142,9 @@ class Worker:
         except Exception:
             log.exception("not_made_ahead")
             return False
+
+    def _seconds_to_due(self) -> float:
+        return queries.seconds_to_due_study(self._database)
 
     def _taken(self) -> Loaded:
         """The model that a study is analyzed with, from its beginning to its end."""

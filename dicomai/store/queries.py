@@ -259,6 +259,46 @@ def has_due(database: Database, name: str) -> bool:
         return connection.execute(due).first() is not None
 
 
+SOON_SECONDS = 0.2  # where something is due that cannot be taken at present
+LONGEST_SECONDS = 30.0
+
+
+def seconds_to_due_study(database: Database) -> float:
+    """How long no study becomes due that is not due now, while nobody changes anything."""
+    states = study.c.state.in_(("receiving", "analyzing"))
+    return _seconds_to(
+        database, select(func.min(study.c.due_at)).where(states, *held_here(database))
+    )
+
+
+def seconds_to_due_task(database: Database) -> float:
+    """The same of tasks."""
+    return _seconds_to(
+        database,
+        select(func.min(task.c.due_at)).where(
+            task.c.state.in_(("due", "running")), task.c.node.in_(("", database.node or ""))
+        ),
+    )
+
+
+def seconds_to_due_delivery(database: Database, name: str) -> float:
+    """The same of what a destination gets, and of the destination itself."""
+    mine = delivery.c.destination == name, delivery.c.state.in_(OPEN)
+    return max(
+        _seconds_to(database, select(func.min(delivery.c.due_at)).where(*mine)),
+        _seconds_to(
+            database, select(destination.c.due_at).where(destination.c.name == name), SOON_SECONDS
+        ),
+    )
+
+
+def _seconds_to(database: Database, moment: Any, never: float = LONGEST_SECONDS) -> float:
+    with database.read() as connection:
+        due = connection.execute(moment).scalar_one_or_none()
+        seconds = never if due is None else (due - database.now(connection)).total_seconds()
+    return min(LONGEST_SECONDS, max(SOON_SECONDS, seconds))
+
+
 def is_idle(database: Database) -> bool:
     """Whether nothing is being received, analyzed, or sent."""
     with database.read() as connection:
