@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+import bench_line
 import bench_receiving
 import bench_scoring
 import cv2
@@ -23,6 +24,7 @@ from rich.console import Console
 from rich.progress import track
 
 IMAGES = {"CT": 240, "CR": 40}  # of a run, all associations together
+STUDIES, SOME_STUDIES = 200, 80  # of the whole line, and at half load
 ASSOCIATIONS = (1, 2, 4, 8)
 BATCHES = (1, 4, 16, 32)
 COLOURS = ((90, 90, 90), (60, 140, 230), (70, 170, 70), (200, 120, 40), (160, 80, 180))
@@ -103,9 +105,35 @@ def scoring(root: Path, rounds: int) -> Iterable[Contest]:
     yield contest
 
 
+def line(root: Path, rounds: int) -> Iterable[Contest]:
+    """The whole line beside its stages alone, and how long a study takes at half of its rate."""
+    rates = Contest("Studies of two 2500 x 2048 images", "studies/s")
+    waits = Contest("From a study's last Success to its results in Orthanc, at half load", "s")
+    folders = bench_line.studies(root / "studies", STUDIES)
+    for turn in track(range(rounds), "line", console=console, transient=True):
+        alone = bench_line.stages(_made(root / f"{turn} stages"), folders)
+        together = bench_line.end_to_end(_made(root / f"{turn} together"), folders)
+        for name, rate in {"the whole line": together, **alone}.items():
+            rates.note(name, "rate", rate)
+        place = _made(root / f"{turn} half load")
+        found = bench_line.latencies(place, folders[:SOME_STUDIES], together / 2)
+        for share in (50, 95):
+            waits.note(f"{share} % within", "seconds", found[len(found) * share // 100])
+        for name in ("stages", "together", "half load"):
+            shutil.rmtree(root / f"{turn} {name}")
+    yield rates
+    yield waits
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
 PARTS: dict[str, Callable[[Path, int], Iterable[Contest]]] = {
     "receiving": receiving,
     "scoring": scoring,
+    "line": line,
 }
 
 

@@ -64,7 +64,7 @@ def stages(root: Path, folders: Sequence[Path]) -> dict[str, float]:
             wait_until(lambda: _answers(port), 60, "the listener answers")
             began = time.monotonic()
             send_all(port, folders)
-            rates["receiving"] = len(folders) / (time.monotonic() - began)
+            rates["receiving alone"] = len(folders) / (time.monotonic() - began)
         time.sleep(RELEASE_QUIET)
         for role, subject, first, last in (
             ("infer", "study", "analyzing", "analyzed"),
@@ -72,7 +72,7 @@ def stages(root: Path, folders: Sequence[Path]) -> dict[str, float]:
         ):
             with _role(config, role):
                 wait_until(partial(_is_done, database, subject), LIMIT_SECONDS, f"{role} is done")
-            rates[role] = len(folders) / _seconds(database, subject, first, last)
+            rates[f"{role} alone"] = len(folders) / _seconds(database, subject, first, last)
     finally:
         pacs.stop()
         database.engine.dispose()
