@@ -171,16 +171,19 @@ def work_until(
     database: Database,
     step: Callable[[], bool],
     seconds_to_due: Callable[[], float],
+    pause_seconds: float = 0.0,
 ) -> None:
     """Call step again and again: at once while it finds work, else when there may be some.
 
-    That is when somebody has changed the database, or when something becomes due.
+    That is when somebody has changed the database, or when something becomes due; but not sooner
+    than after pause_seconds.
     """
     changes = Changes(database)
     while not stop.is_set():
         changes.begin()
         try:
             if not step():
+                stop.wait(pause_seconds)
                 changes.wait(stop, seconds_to_due())
         except (SQLAlchemyError, OSError) as error:
             log.error("trouble", error=type(error).__name__, detail=first_line(error))

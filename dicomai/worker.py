@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
+import cv2
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -40,6 +41,7 @@ FOLLOW_SECONDS = 2.0
 
 def infer(settings: Settings, stop: threading.Event) -> None:
     """Score studies until told to stop."""
+    cv2.setNumThreads(1)  # studies are the parallelism: more threads cost a tenth of the processor
     database = join(settings)
     Worker(settings, database, choose_model(settings, database)).run(stop)
 
