@@ -43,7 +43,7 @@ def _read(
         report = documents.read(settings.data_dir / item.path, table)
         reader = truth.reader_key(database, report.reader)
         images = {reading.sop_instance_uid for reading in report.readings} - {""}
-        known = truth.subjects(database, "sop_instance_uid", images)
+        known = truth.images_of(database, item.study_instance_uid, images)
         known[""] = ("study", item.study_instance_uid)
         said = [
             truth.Said(

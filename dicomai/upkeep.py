@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,6 +26,7 @@ log = structlog.get_logger()
 
 Work = Callable[[Settings, Database], str]
 MEGABYTE, GIGABYTE = 1e6, 1e9
+PAGE = 1000  # files of which the database is asked at once
 ORPHAN_SECONDS = 600.0  # younger files may still be on their way to their row
 
 
@@ -62,10 +63,7 @@ def sweep(settings: Settings, database: Database) -> str:
     removed = inbox.remove_drafts(settings.data_dir / "inbox", before - slowest)
     adopted = 0
     for folder in ("inbox", "results"):
-        for files in inbox.files_before(settings.data_dir / folder, before):
-            names = {str(file.relative_to(settings.data_dir)): file for file in files}
-            known = queries.known_paths(database, list(names))
-            orphans = [names[name] for name in sorted(names.keys() - known)]
+        for orphans in _orphans(settings, database, folder, before):
             taken = [
                 file for file in orphans if folder == "inbox" and adopt(settings, database, file)
             ]
@@ -74,6 +72,30 @@ def sweep(settings: Settings, database: Database) -> str:
             removed += discard_orphans(settings, database, left, before)
     log.info("swept", adopted=adopted, removed=removed)
     return f"{adopted} adopted, {removed} removed"
+
+
+def _orphans(
+    settings: Settings, database: Database, folder: str, before: float
+) -> Iterator[list[Path]]:
+    """Files without a row, a study's at a time; the database is asked of many studies at once."""
+    page: list[list[Path]] = []
+    for files in inbox.files_before(settings.data_dir / folder, before):
+        page.append(files)
+        if sum(map(len, page)) >= PAGE:
+            yield from _without_row(settings, database, page)
+            page = []
+    yield from _without_row(settings, database, page)
+
+
+def _without_row(
+    settings: Settings, database: Database, page: list[list[Path]]
+) -> Iterator[list[Path]]:
+    names = {file: str(file.relative_to(settings.data_dir)) for files in page for file in files}
+    known = queries.known_paths(database, list(names.values()))
+    for files in page:
+        orphans = [file for file in files if names[file] not in known]
+        if orphans:
+            yield orphans
 
 
 def discard_orphans(
@@ -128,7 +150,7 @@ def retain(settings: Settings, database: Database) -> str:
             freed, studies = freed + _remove_files(settings, database, uid), studies + 1
     if how.max_gigabytes:
         excess = _used(settings.data_dir) - how.max_gigabytes * GIGABYTE
-        for uid in removal.removable(database):
+        for uid in removal.removable(database) if excess > 0 else ():
             if excess <= 0:
                 break
             size = _remove_files(settings, database, uid)

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+import bench_growth
+import bench_labels
 import bench_line
 import bench_receiving
 import bench_scoring
@@ -34,10 +36,11 @@ console = Console()
 
 @dataclass
 class Contest:
-    """A table: rates by row and column."""
+    """A table: rates by row and column; base: the row that the others are compared with."""
 
     title: str
     unit: str
+    base: str = ""
     rates: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
     def note(self, row: str, column: str, rate: float) -> None:
@@ -51,7 +54,7 @@ class Contest:
 
     def markdown(self) -> str:
         """A table."""
-        first = next(iter(self.rates.values()))
+        first = self.rates.get(self.base) or next(iter(self.rates.values()))
         lines = [f"### {self.title}, {self.unit}", "", "| | " + " | ".join(self.columns) + " |"]
         lines.append("|---" * (len(self.columns) + 1) + "|")
         for name, row in self.rates.items():
@@ -130,10 +133,34 @@ def _made(folder: Path) -> Path:
     return folder
 
 
+def labels(root: Path, rounds: int) -> Iterable[Contest]:
+    """Milliseconds of an image by its model's labels."""
+    contest = Contest("From a 2500 x 2048 image to its results on disk", "ms")
+    for found, count, cost in bench_labels.milliseconds(root, rounds):
+        contest.note(found, f"{count} label" + ("s" if count > 1 else ""), cost)
+    yield contest
+
+
+def growth(root: Path, rounds: int) -> Iterable[Contest]:
+    """Microseconds of what is done all day, by how much was done before."""
+    for kind in bench_growth.HISTORIES:
+        contest = Contest(f"With so many studies in {kind.name}", "microseconds", "1,000 studies")
+        place = root / kind.name
+        place.mkdir()
+        with bench_growth.measured(kind, place) as costs:
+            for _ in track(range(rounds), kind.name, console=console, transient=True):
+                for size, operation, cost in costs():
+                    contest.note(f"{size:,} studies", operation, cost)
+        shutil.rmtree(place)
+        yield contest
+
+
 PARTS: dict[str, Callable[[Path, int], Iterable[Contest]]] = {
     "receiving": receiving,
     "scoring": scoring,
     "line": line,
+    "labels": labels,
+    "growth": growth,
 }
 
 

@@ -16,7 +16,7 @@ from dicomai.errors import DatabaseUnready, Misuse
 if TYPE_CHECKING:
     from alembic.config import Config
 
-SCHEMA = "0004"  # the newest in migrations/; alembic is imported only by what looks there
+SCHEMA = "0005"  # the newest in migrations/; alembic is imported only by what looks there
 CHANNEL = "dicomai"
 TELL = text(f"NOTIFY {CHANNEL}")  # Postgres: to those who wait for a commit, see store.changes
 BUSY_SECONDS = 10  # a sender waits for as long, and many give up after 30
@@ -42,7 +42,7 @@ class Database:
         with self.engine.connect().execution_options(immediate=True) as connection:
             with connection.begin():
                 yield connection
-                if not self.is_sqlite:
+                if not self.is_sqlite and connection.in_transaction():  # it was not rolled back
                     connection.execute(TELL)
 
     @contextmanager

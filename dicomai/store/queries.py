@@ -7,7 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Boolean, Float, Integer, String, and_, column, func, or_, select, table
+from sqlalchemy import (
+    Boolean,
+    ColumnElement,
+    Float,
+    Integer,
+    String,
+    and_,
+    column,
+    func,
+    literal_column,
+    or_,
+    select,
+    table,
+)
 
 from dicomai.store.database import Database
 from dicomai.store.queue import as_instance, held_here
@@ -124,8 +137,18 @@ def studies(database: Database, state: str | None = None, limit: int | None = No
     """Studies, the newest arrival first."""
     statement = select(v_study).order_by(v_study.c.last_received_at.desc()).limit(limit)
     if state is not None:
-        statement = statement.where(v_study.c.state == state)
+        statement = statement.where(
+            v_study.c.state == state, *_few(v_study.c.state, "analyzed", state)
+        )
     return _rows(database, statement)
+
+
+def _few(column: ColumnElement[str], usual: str, wanted: str) -> list[ColumnElement[bool]]:
+    """What lets the database look among the few rows that are not in their usual last state.
+
+    In the words of the index (tables.py): SQLite compares words, and sees no values.
+    """
+    return [] if wanted == usual else [column != literal_column(f"'{usual}'")]
 
 
 def one_study(database: Database, study_instance_uid: str) -> Row | None:
@@ -175,7 +198,8 @@ def deliveries(
     """Deliveries, the newest first."""
     statement = select(v_delivery).order_by(v_delivery.c.created_at.desc()).limit(limit)
     if state is not None:
-        statement = statement.where(v_delivery.c.state == state)
+        few = _few(v_delivery.c.state, "delivered", state)
+        statement = statement.where(v_delivery.c.state == state, *few)
     if study_instance_uid is not None:
         statement = statement.where(v_delivery.c.study_instance_uid == study_instance_uid)
     return _rows(database, statement)
@@ -305,10 +329,12 @@ def is_idle(database: Database) -> bool:
         busy = connection.execute(
             select(func.count())
             .select_from(study)
-            .where(study.c.state.in_(("receiving", "analyzing")))
+            .where(study.c.state.in_(("receiving", "analyzing")), study.c.due_at.is_not(None))
         ).scalar_one()
         unsent = connection.execute(
-            select(func.count()).select_from(delivery).where(delivery.c.state.in_(OPEN))
+            select(func.count())
+            .select_from(delivery)
+            .where(delivery.c.state.in_(OPEN), delivery.c.due_at.is_not(None))
         ).scalar_one()
         return not busy and not unsent
 
@@ -318,6 +344,7 @@ def is_scoring(database: Database) -> bool:
     with database.read() as connection:
         now = database.now(connection)
         chosen = select(study.c.study_instance_uid).where(
+            study.c.due_at.is_not(None),
             or_(
                 study.c.state == "analyzing",
                 and_(study.c.state == "receiving", study.c.due_at <= now),
@@ -409,17 +436,17 @@ def is_known(database: Database, study_instance_uid: str, sop_instance_uid: str)
 
 
 def known_paths(database: Database, relative: Sequence[str]) -> set[str]:
-    """Which of these files (relative to the data folder) have a row."""
+    """Which of these files (relative to the data folder) have a row.
+
+    Each lies in its study's folder (inbox/<UID>/..., results/<UID>/...), by which it is looked for.
+    """
+    found: set[str] = set()
+    uids = {parts[1] for parts in (path.split("/") for path in relative) if len(parts) == 3}
     with database.read() as connection:
-        found = set(
-            connection.execute(
-                select(instance.c.path).where(instance.c.path.in_(relative))
-            ).scalars()
-        )
-        found |= set(
-            connection.execute(select(result.c.path).where(result.c.path.in_(relative))).scalars()
-        )
-    return found
+        for table in (instance, result):
+            rows = select(table.c.path).where(table.c.study_instance_uid.in_(uids))
+            found.update(path for path in connection.execute(rows).scalars() if path)
+    return found & set(relative)
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,7 +209,7 @@ def purge(
         ).one()
         paths = _paths(connection, uid, key)
         results = _remove_results(connection, uid)
-        findings = _delete(connection, finding, uid)
+        findings = _remove_findings(connection, uid)
         _delete(connection, analysis, uid)
         _remove_labels(connection, uid, key)
         images = _remove_images(connection, uid, key)
@@ -241,6 +241,12 @@ def _remove_results(connection: Connection, uid: str) -> int:
     return _delete(connection, result, uid)
 
 
+def _remove_findings(connection: Connection, uid: str) -> int:
+    of_study = select(analysis.c.id).where(analysis.c.study_instance_uid == uid)
+    chosen = delete(finding).where(finding.c.analysis_id.in_(of_study))
+    return connection.execute(chosen).rowcount
+
+
 def _delete(connection: Connection, table: Any, uid: str) -> int:
     return connection.execute(delete(table).where(table.c.study_instance_uid == uid)).rowcount
 
@@ -254,16 +260,17 @@ def _remove_labels(connection: Connection, uid: str, key: str | None) -> None:
             document.c.study_instance_uid == uid, document.c.sop_instance_uid.in_(uids)
         )
     )
-    others = select(instance.c.patient).where(
-        instance.c.study_instance_uid != uid, instance.c.patient.is_not(None)
+    other = instance.alias()
+    elsewhere = select(other.c.patient).where(
+        other.c.patient == instance.c.patient, other.c.study_instance_uid != uid
     )
     patients = select(instance.c.patient).where(
-        *_images(uid, key), instance.c.patient.is_not(None), instance.c.patient.not_in(others)
+        *_images(uid, key), instance.c.patient.is_not(None), ~elsewhere.exists()
     )
+    brought = select(example.c.id).where(example.c.patient == patient_split.c.patient)
     connection.execute(
         delete(patient_split).where(
-            patient_split.c.patient.in_(patients),
-            patient_split.c.patient.not_in(select(example.c.patient)),
+            patient_split.c.patient.in_(patients.correlate(None)), ~brought.exists()
         )
     )
 

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 
 
@@ -53,6 +54,14 @@ metadata = MetaData(
     }
 )
 
+
+def _only(where: str, *columns: str, name: str | None = None) -> Index:
+    """An index of few rows: of the many that are closed and never looked for again it has none."""
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
+
+
+DUE = "due_at IS NOT NULL"
+
 # One row: which database this is, and what makes a patient's key of a Patient ID.
 site = Table(
     "site",
@@ -82,8 +91,9 @@ study = Table(
     Column("received_at", UtcDateTime, nullable=False),
     Column("last_received_at", UtcDateTime, nullable=False),
     Index(None, "accession"),
-    Index(None, "due_at"),
+    _only(DUE, "due_at"),
     Index(None, "last_received_at"),
+    _only("state <> 'analyzed'", "last_received_at", name="ix_study_open"),
 )
 
 # analyzable: an image that may change what is said of the study; the others are only kept.
@@ -108,6 +118,7 @@ instance = Table(
     Column("patient", String(64)),
     PrimaryKeyConstraint("study_instance_uid", "sop_instance_uid"),
     Index(None, "patient"),
+    _only("NOT analyzable", "sop_class_uid"),
 )
 
 model = Table(
@@ -189,6 +200,7 @@ result = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("replaced_by", UID),
     Index(None, "study_instance_uid"),
+    Index(None, "analysis_id"),
 )
 
 # due_at: until then nothing is sent to it, because it could not be reached, or had no room.
@@ -219,8 +231,10 @@ delivery = Table(
     Column("delivered_at", UtcDateTime),
     Column("transaction_uid", UID),
     UniqueConstraint("sop_instance_uid", "destination"),
-    Index(None, "due_at"),
-    Index(None, "transaction_uid"),
+    Index(None, "created_at"),
+    _only("state <> 'delivered'", "created_at", name="ix_delivery_open"),
+    _only(DUE, "due_at"),
+    _only("transaction_uid IS NOT NULL", "transaction_uid"),
 )
 
 # node: whose folder it is about; empty: done once for all daemons of the database.
@@ -237,7 +251,7 @@ task = Table(
     Column("lease", String(36)),
     Column("detail", String(500)),
     UniqueConstraint("kind", "due", "node"),
-    Index(None, "due_at"),
+    _only(DUE, "due_at"),
 )
 
 # One row in the same commit as each transition.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import Connection, String, cast, delete, func, select, update
+from sqlalchemy import Connection, String, cast, delete, func, or_, select, text, update
 
 from dicomai.store.database import Database
 from dicomai.store.queue import accession_key, held_here, keyed, patient_key
@@ -82,6 +82,19 @@ def subjects(database: Database, column: str, names: Collection[str]) -> dict[st
                 keys = {accession_key(database, connection, name): name for name in part}
                 found |= {keys[k]: ("study", uid) for k, uid in _by_accession(connection, keys)}
     return found
+
+
+def images_of(
+    database: Database, study_instance_uid: str, names: Collection[str]
+) -> dict[str, tuple[str, str]]:
+    """As subjects() of images; those of the study, which is most of them, are found at once."""
+    statement = select(instance.c.sop_instance_uid).where(
+        instance.c.study_instance_uid == study_instance_uid, instance.c.analyzable
+    )
+    with database.read() as connection:
+        here = set(connection.execute(statement).scalars()) & set(names)
+    elsewhere = subjects(database, "sop_instance_uid", set(names) - here)
+    return {uid: ("image", uid) for uid in here} | elsewhere
 
 
 def _images(connection: Connection, uids: Sequence[str]) -> Iterable[str]:
@@ -263,12 +276,24 @@ def set_accession(database: Database, study_instance_uid: str, accession_number:
 
 def candidates(database: Database, labels: Collection[str]) -> list[Candidate]:
     """Images whose files are here and of which, or of whose study, a reader says any label."""
+    of = {
+        kind: select(label.c.subject_id).where(label.c.subject == kind, label.c.label.in_(labels))
+        for kind in ("study", "image")
+    }
     with database.read() as connection:
         said = _spoken_of(connection, labels)
         received = connection.execute(
             select(instance, study.c.node)
             .join(study, study.c.study_instance_uid == instance.c.study_instance_uid)
-            .where(instance.c.analyzable, instance.c.path.is_not(None), *held_here(database))
+            .where(
+                instance.c.analyzable,
+                instance.c.path.is_not(None),
+                or_(
+                    instance.c.study_instance_uid.in_(of["study"]),
+                    instance.c.sop_instance_uid.in_(of["image"]),
+                ),
+                *held_here(database),
+            )
             .order_by(instance.c.study_instance_uid, instance.c.sop_instance_uid)
         )
         found = [
@@ -382,6 +407,7 @@ def unread_documents(database: Database, sop_classes: Collection[str]) -> list[D
         .join(study, study.c.study_instance_uid == instance.c.study_instance_uid)
         .where(
             instance.c.sop_class_uid.in_(sop_classes),
+            text("NOT instance.analyzable"),  # in the words of the index, which SQLite compares
             instance.c.path.is_not(None),
             ~is_read.exists(),
             *held_here(database),
