@@ -110,13 +110,13 @@ def test_how_long_nothing_becomes_due(bench: Bench) -> None:
     assert queries.seconds_to_due_delivery(database, "pacs") == longest
     assert queries.seconds_to_due_task(database) == longest
     bench.arrive()
-    assert queries.seconds_to_due_study(database) == 10.0
-    bench.clock.wait(4)
-    assert queries.seconds_to_due_study(database) == 6.0
+    assert queries.seconds_to_due_study(database) == longest
+    bench.clock.wait(6)
+    assert queries.seconds_to_due_study(database) == 4.0
     bench.clock.wait(60)
     assert queries.seconds_to_due_study(database) == queries.SOON_SECONDS
     bench.analyze()
     assert queries.seconds_to_due_delivery(database, "pacs") == queries.SOON_SECONDS
     assert queries.seconds_to_due_delivery(database, "other") == longest
-    queue.add_task(database, "sweep", bench.clock.now + timedelta(seconds=5))
-    assert queries.seconds_to_due_task(database) == 5.0
+    queue.add_task(database, "sweep", bench.clock.now + timedelta(seconds=3))
+    assert queries.seconds_to_due_task(database) == 3.0

@@ -284,7 +284,7 @@ def has_due(database: Database, name: str) -> bool:
 
 
 SOON_SECONDS = 0.2  # where something is due that cannot be taken at present
-LONGEST_SECONDS = 30.0
+LONGEST_SECONDS = 5.0  # also where nobody tells of commits, as behind a pooler of connections
 
 
 def seconds_to_due_study(database: Database) -> float:
