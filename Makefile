@@ -66,8 +66,8 @@ starter: $(VENV)/installed-test
 learning-speed: $(VENV)/installed-test
 	$(VENV)/bin/python -W ignore tests/learning_speed.py
 
-# Receiving and scoring beside the peers, the cost of labels and of a history of 1,000,000 studies,
-# a table and a plot (an hour, 30 GB of disk); BENCH='--only scoring'.
+# Receiving and scoring beside the peers, the whole line, the cost of labels and of a history of
+# 1,000,000 studies, a table and a plot (two hours, 30 GB of disk); BENCH='--only scoring'.
 bench: $(VENV)/installed-test peers
 	$(VENV)/bin/python -m pip install --quiet --constraint config/constraints.txt onnx onnxruntime
 	$(VENV)/bin/python -W ignore tests/bench.py $(BENCH)
@@ -92,7 +92,7 @@ $(VENV)/installed: pyproject.toml config/constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(VENV)/bin/python -m pip install --quiet --constraint config/constraints.txt --editable '.[openvino,postgres,test]'
+	$(VENV)/bin/python -m pip install --quiet --constraint config/constraints.txt --editable '.[compress,openvino,postgres,test]'
 	# Its networks are a referee; what else it needs they do not use.
 	$(VENV)/bin/python -m pip install --quiet --constraint config/constraints.txt --no-deps torchxrayvision
 	touch $@

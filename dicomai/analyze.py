@@ -5,10 +5,9 @@ select -> Frame -> predict -> Prediction -> Finding -> Result files
 
 import dataclasses
 import io
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from pydicom.dataset import Dataset
 from dicomai import durable
 from dicomai.errors import Rejected
 from dicomai.objects import Made, Maker
+from dicomai.report.summary import Glimpse
 from dicomai.study import (
     Algorithm,
     Analysis,
@@ -61,7 +61,8 @@ class Context:
     """What is known beforehand.
 
     scores: earlier ones by (digest, frame number); sent: what earlier analyses have sent;
-    outputs: destination -> kinds of results that it gets; suffix: of the files below out
+    outputs: destination -> kinds of results that it gets; suffix: of the files below out;
+    ready: what analyze_images() has said before, where nothing was sent
     """
 
     scores: Mapping[tuple[str, int], Score]
@@ -70,6 +71,17 @@ class Context:
     now: datetime
     out: Path
     suffix: str = ".dcm"
+    ready: Mapping[Instance, "Part | Rejected"] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What is made of one image; seen: what its study's summary shows of it."""
+
+    header: Dataset
+    predictions: tuple[Prediction, ...]
+    seen: tuple[Glimpse, ...]
+    results: tuple[Result, ...]
 
 
 def analyze(study: Study, scorer: Scorer, context: Context) -> Analysis:
@@ -79,29 +91,20 @@ def analyze(study: Study, scorer: Scorer, context: Context) -> Analysis:
     """
     headers: dict[str, Dataset] = {}
     exclusions: list[Exclusion] = []
-    waiting: list[Frame] = []
     predictions: list[Prediction] = []
     results: list[Result] = []
     maker = Maker(scorer.algorithm, context.sent, context.outputs)
-
-    def finish() -> None:
-        """Score and draw what waits, then forget the pictures: a study may have thousands."""
-        scored = score_frames(waiting, scorer, context)
-        for uid, items in groupby(scored, lambda item: item.frame.source.sop_instance_uid):
-            frames = [find(item, scorer.algorithm) for item in items]
-            results.extend(write(made, context) for made in maker.of_image(headers[uid], frames))
-        predictions.extend(Prediction(without_pictures(item.frame), item.score) for item in scored)
-        waiting.clear()
-
-    for instance, prepared in zip(study.instances, scorer.prepare(study.instances), strict=True):
-        if isinstance(prepared, Rejected):
-            exclusions.append(Exclusion(instance, prepared.code, str(prepared)))
+    ready = {} if context.sent else context.ready
+    made = analyze_images([x for x in study.instances if x not in ready], scorer, context)
+    for instance in study.instances:
+        part = ready[instance] if instance in ready else next(made)
+        if isinstance(part, Rejected):
+            exclusions.append(Exclusion(instance, part.code, str(part)))
             continue
-        headers[instance.sop_instance_uid], *shown = prepared
-        waiting += shown
-        if len(waiting) >= FRAMES_AT_ONCE:
-            finish()
-    finish()
+        headers[instance.sop_instance_uid] = part.header
+        predictions += part.predictions
+        results += part.results
+        maker.look_at(part.seen)
     findings = tuple(x for item in predictions for x in find(item, scorer.algorithm))
     if findings:
         results += [write(made, context) for made in maker.of_study(headers, findings, exclusions)]
@@ -120,6 +123,54 @@ def analyze(study: Study, scorer: Scorer, context: Context) -> Analysis:
         tuple(exclusions),
         tuple(results),
     )
+
+
+def analyze_images(
+    instances: Sequence[Instance], scorer: Scorer, context: Context
+) -> Iterator[Part | Rejected]:
+    """What can be said of each image, whatever else its study holds, in their order.
+
+    Pictures are forgotten after some frames: a study may have thousands.
+    """
+    maker = Maker(scorer.algorithm, context.sent, context.outputs)
+    held: list[tuple[Dataset, list[Frame]] | Rejected] = []
+    waiting = 0
+    for prepared in scorer.prepare(tuple(instances)):
+        if isinstance(prepared, Rejected):
+            held.append(prepared)
+            continue
+        header, *frames = prepared
+        held.append((header, frames))
+        waiting += len(frames)
+        if waiting >= FRAMES_AT_ONCE:
+            yield from _parts(held, maker, scorer, context)
+            held, waiting = [], 0
+    yield from _parts(held, maker, scorer, context)
+
+
+def _parts(
+    held: Sequence[tuple[Dataset, list[Frame]] | Rejected],
+    maker: Maker,
+    scorer: Scorer,
+    context: Context,
+) -> Iterator[Part | Rejected]:
+    shown = [frame for item in held if not isinstance(item, Rejected) for frame in item[1]]
+    scored = iter(score_frames(shown, scorer, context))
+    for item in held:
+        if isinstance(item, Rejected):
+            yield item
+            continue
+        header, frames = item
+        predictions = [next(scored) for _ in frames]
+        findings = [find(prediction, scorer.algorithm) for prediction in predictions]
+        seen, results = [], []
+        for made in maker.of_image(header, findings):
+            if isinstance(made, Glimpse):
+                seen.append(made)
+            else:
+                results.append(write(made, context))
+        kept = [Prediction(without_pictures(x.frame), x.score) for x in predictions]
+        yield Part(header, tuple(kept), tuple(seen), tuple(results))
 
 
 def refuse(study: Study, reason: str, scorer: Scorer, context: Context) -> Analysis:

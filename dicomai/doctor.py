@@ -444,8 +444,8 @@ def model(site: Site) -> Check:
         package.verify(chosen)
     except ModelDamaged as error:
         return Check("model", name, (Problem(str(error)),))
-    figure = f"{name} {chosen.version}, {chosen.sha256[:12]}"
-    if chosen.sha256 == row["sha256"]:
+    figure = f"{name} {chosen.version}, {chosen.digest[:12]}"
+    if chosen.digest == row["sha256"]:
         return Check("model", figure)
     words = f"{chosen.path} is not the {name} {chosen.version} that the database knows"
     return Check("model", figure, (Problem(f"{words}: install that one again"),))

@@ -18,6 +18,7 @@ DicomaiError
 │   ├── NotDicom
 │   ├── OutOfMemory
 │   └── PeerRefused
+├── Inaccurate              a compressed model says too much else than what it was made of
 ├── LeaseLost               somebody else holds the work now
 ├── Stopped                 work was told to end, and goes on another time
 └── Misbehaviour            a peer breaks the protocol or a limit: its connection ends
@@ -112,6 +113,10 @@ class OutOfMemory(Rejected):
 
 class PeerRefused(Rejected):
     """The peer will not take this object, now or later."""
+
+
+class Inaccurate(DicomaiError):
+    """A compressed model that would say too much else than what it was made of."""
 
 
 class LeaseLost(DicomaiError):

@@ -1,9 +1,12 @@
 """Findings -> the objects that go back: which ones there are, and which earlier ones end."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import cv2
+import numpy as np
 from pydicom.dataset import Dataset
 
 from dicomai.prepare import geometry
@@ -18,13 +21,14 @@ from dicomai.report import (
     sr,
 )
 from dicomai.report.presentation import Line
-from dicomai.report.summary import Overview, most_probable
+from dicomai.report.summary import Glimpse, Overview, glimpse, most_probable
 from dicomai.study import (
     WITHDRAWAL,
     Algorithm,
     Exclusion,
     Finding,
     Float32,
+    Frame,
     Result,
     Sent,
     UInt8,
@@ -60,25 +64,24 @@ class Maker:
         # What stands is made again, whoever wants it today: so it is known whether it holds.
         self._kinds = algorithm.reporting.kinds | {item.kind for item in self._standing.values()}
 
-    def of_image(self, header: Dataset, frames: Sequence[list[Finding]]) -> Iterator[Made]:
+    def of_image(
+        self, header: Dataset, frames: Sequence[list[Finding]]
+    ) -> Iterator[Made | Glimpse]:
         """Of one image, with the findings of each of its frames: what shows its positive ones.
 
-        A map is as large as the image: none is kept.
+        And what the study's summary is to show of it, see look_at(). A map is as large as the
+        image: none is kept.
         """
         lines: dict[tuple[int, str], list[Line]] = {}
         planes: dict[tuple[int, str], UInt8] = {}
         for findings in frames:
-            for item in self._shown(findings):
-                heat = geometry.spread(item.cells, item.frame.letterbox)
-                if "sc" in self._kinds and item is most_probable(findings):
-                    self._look_at(header, findings, heat)
-                if not item.positive:
+            if "sc" in self._kinds:
+                yield from self._pictures(header, findings)
+            for item in findings:
+                if not item.positive or not self._kinds & {"gsps", "seg"}:
                     continue
                 key = item.frame.number, item.label.key
-                if "sc" in self._kinds:
-                    yield from self._made(
-                        "sc", capture.capture(header, item, heat, self._algorithm), header
-                    )
+                heat = geometry.spread(item.cells, item.frame.letterbox)
                 if "gsps" in self._kinds:
                     lines[key] = presentation.contours(heat)
                 if "seg" in self._kinds:
@@ -91,18 +94,25 @@ class Maker:
             ds = segmentation.segmentation(header, positive, planes, self._algorithm)
             yield from self._made("seg", ds, header)
 
-    def _shown(self, findings: list[Finding]) -> list[Finding]:
-        """Whose map is needed: of what is positive, and of what the summary shows."""
-        if not self._kinds & {"sc", "gsps", "seg"}:
-            return []
+    def _pictures(self, header: Dataset, findings: list[Finding]) -> Iterator[Made | Glimpse]:
+        """An overlay of each positive finding of a frame, and what the summary shows of it."""
+        frame = _shrunk(findings[0].frame, self._algorithm.reporting.largest_side)
+        findings = [dataclasses.replace(item, frame=frame) for item in findings]
         top = most_probable(findings)
-        return [item for item in findings if item.positive or item is top]
+        for item in findings:
+            if not item.positive and item is not top:
+                continue
+            heat = geometry.spread(item.cells, frame.letterbox)
+            if item is top:
+                yield _glimpse(header, findings, heat)
+            if item.positive:
+                ds = capture.capture(header, item, heat, self._algorithm)
+                yield from self._made("sc", ds, header)
 
-    def _look_at(self, header: Dataset, findings: list[Finding], heat: Float32) -> None:
-        name = f"image {header.get('InstanceNumber') or '-'}"
-        if origin.has_frames(header):
-            name += f", frame {findings[0].frame.number}"
-        self._overview.add(findings, heat, name, origin.pixel_height(header))
+    def look_at(self, seen: Iterable[Glimpse]) -> None:
+        """The summary shows this, too."""
+        for item in seen:
+            self._overview.add(item)
 
     def of_study(
         self,
@@ -209,6 +219,22 @@ class Maker:
         while uid in self._ended:
             uid = identity.make_uid("again", uid)
         return uid
+
+
+def _glimpse(header: Dataset, findings: list[Finding], heat: Float32) -> Glimpse:
+    name = f"image {header.get('InstanceNumber') or '-'}"
+    if origin.has_frames(header):
+        name += f", frame {findings[0].frame.number}"
+    return glimpse(findings, heat, name, origin.pixel_height(header))
+
+
+def _shrunk(frame: Frame, largest_side: int) -> Frame:
+    """As it is shown in an overlay: no workstation has more pixels to show it whole."""
+    box = geometry.shrunk(frame.letterbox, largest_side)
+    if box is frame.letterbox:
+        return frame
+    display = cv2.resize(frame.display, (box.columns, box.rows), interpolation=cv2.INTER_AREA)
+    return dataclasses.replace(frame, display=np.asarray(display, np.uint8), letterbox=box)
 
 
 def _stands(item: Sent) -> bool:

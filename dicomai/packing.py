@@ -9,14 +9,15 @@ from pathlib import Path
 from dicomai import durable
 from dicomai.errors import Misuse, ModelDamaged
 from dicomai.infer import package
-from dicomai.infer.engine import Engine
+from dicomai.infer.engine import try_out
 from dicomai.study import Model
 from dicomai.train import ancestry
 
 # What a package may hold: data, and no folders.
 FILES = {
     "model.toml",
-    "weights.safetensors",
+    package.WEIGHTS,
+    *package.INT8,
     "evaluation.json",
     "learnt.json",
     "README.md",
@@ -75,12 +76,12 @@ def _install(
                 shutil.copyfileobj(source, target)
             durable.sync_file(work / part.filename)
         model = package.read(work)
-        Engine(model, "cpu")
+        try_out(model)
         ancestry.read(work)
         folder = models / model.name / model.version
         if folder.exists():
             raise Misuse(f"{model.name} {model.version} is installed already: {folder}")
-        if known(model.name, model.version) not in {None, model.sha256}:
+        if known(model.name, model.version) not in {None, model.digest}:
             raise Misuse(
                 f"{file} is not the {model.name} {model.version} that was here before: export it "
                 "under another version"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from dicomai.errors import DicomaiError, LeaseLost, Rejected, Stopped
 from dicomai.infer import package
 from dicomai.infer.network import NetworkWithMaps
-from dicomai.prepare import image
 from dicomai.prepare.pool import Pool
 from dicomai.prepare.sample import sample
 from dicomai.roles import choose_model, first_line, model_folders
@@ -28,7 +28,7 @@ from dicomai.store import queries, registry, runs, truth
 from dicomai.store.database import Database
 from dicomai.store.runs import Run
 from dicomai.store.truth import Candidate
-from dicomai.study import Float32, Model
+from dicomai.study import Model
 from dicomai.train import ancestry, judge, page
 from dicomai.train.ancestry import PUBLIC, Ancestry
 from dicomai.train.dataset import RECEIVED, Data, Gathered, gather, subgroups
@@ -265,11 +265,11 @@ class _Training:
             recipe.keys,
             max(recipe.size, *(phase.size or 0 for phase in recipe.phases)),
             self._parent.accepts,
-            self._file,
+            partial(file_of, self._settings),
             self._pool,
             limits(self._settings),
             truth.splits(self._database),
-            self._learnt(self._ancestry),
+            learnt_here(self._database, self._ancestry),
             self._ancestry.fingerprints,
             self._track,
         )
@@ -281,16 +281,6 @@ class _Training:
             if self._keeper.stop.is_set():
                 raise Stopped("training was stopped while it read its images")
             yield item
-
-    def _file(self, item: Candidate) -> Path:
-        is_received = item.source == RECEIVED
-        return self._settings.data_dir / item.path if is_received else Path(item.path)
-
-    def _learnt(self, ancestry: Ancestry) -> frozenset[str]:
-        """The keys that patients of its ancestors have here; those of other sites mean nothing."""
-        mine = ancestry.patients.get(queries.site_uid(self._database), frozenset())
-        public = ancestry.patients.get(PUBLIC, frozenset())
-        return mine | truth.patients_of(self._database, public)
 
     # How good it is
 
@@ -357,20 +347,10 @@ class _Training:
     def _scores_of_parent(self, test: Data) -> Array:
         """What the active model says of the same images; a label that it does not know is NaN."""
         engine = open_engine(self._settings, self._parent)
-        how = self._parent.preprocessing
-        inputs = self._at(test, how.size)
+        squares = self._at(test, self._parent.preprocessing.size)
         found = np.full(test.targets.shape, np.nan)
         known = {label.key: index for index, label in enumerate(self._parent.labels)}
-        parts = []
-        for start in range(0, len(inputs), 32):
-            batch: Float32 = np.stack(
-                [
-                    image.normalize(square.astype(np.float32) / 255, how, self._parent.channels)
-                    for square in inputs[start : start + 32]
-                ]
-            )
-            parts.append(engine.score(batch)[0])
-        scores = np.concatenate(parts)
+        scores = judge.said_by(engine.score, self._parent, squares)
         for index, key in enumerate(self._recipe.keys):
             if key in known:
                 found[:, index] = scores[:, known[key]]
@@ -443,6 +423,18 @@ class _Training:
             version,
             self._settings.data_dir / "models",
         )
+
+
+def file_of(settings: Settings, item: Candidate) -> Path:
+    """Where a labelled image lies."""
+    return settings.data_dir / item.path if item.source == RECEIVED else Path(item.path)
+
+
+def learnt_here(database: Database, ancestry: Ancestry) -> frozenset[str]:
+    """The keys that patients of its ancestors have here; those of other sites mean nothing."""
+    mine = ancestry.patients.get(queries.site_uid(database), frozenset())
+    public = ancestry.patients.get(PUBLIC, frozenset())
+    return mine | truth.patients_of(database, public)
 
 
 def next_version(settings: Settings, database: Database, name: str) -> str:

@@ -17,13 +17,13 @@ from dicomai.errors import ModelDamaged
 from dicomai.infer import package
 from dicomai.settings import Destination, Settings, shipped
 from dicomai.store import queries, registry
+from dicomai.store.changes import Changes
 from dicomai.store.database import Database, open_database, require_current
 from dicomai.study import WITHDRAWAL, Code, Model, Reporting
 from dicomai.train import recipe
 
 log = structlog.get_logger()
 
-POLL_SECONDS = 0.2
 LOOK_UP_SECONDS = 0.5
 TROUBLE_SECONDS = 5.0
 FINISH_SECONDS = 7.0  # of the ten that a stop may take
@@ -93,7 +93,10 @@ def reporting(settings: Settings) -> Reporting:
     kinds = chosen or [Destination.model_fields["outputs"].default]
     how = settings.report
     return Reporting(
-        how.layout, how.undetermined_margin, frozenset(kind for one in kinds for kind in one)
+        how.layout,
+        how.undetermined_margin,
+        how.largest_side,
+        frozenset(kind for one in kinds for kind in one),
     )
 
 
@@ -109,6 +112,8 @@ def choose_model(settings: Settings, database: Database) -> Model:
         folders = " or ".join(str(folder) for folder in model_folders(settings))
         raise ModelDamaged(f"there is no model '{name}' in {folders}: correct infer.model")
     active = registry.active_version(database, name)
+    if active is None:
+        raise ModelDamaged(f"no version of {name} is active: see 'dicomai model activate'")
     here = [v for v in (active, *registry.earlier_versions(database, name)) if v in found]
     if not here:
         raise ModelDamaged(f"the active version {active} of {name} is not installed: install it")
@@ -128,18 +133,18 @@ def installed_versions(settings: Settings) -> list[Model]:
     name = settings.infer.model
     ships = [m.version for m in package.installed((shipped("config/models"),)) if m.name == name]
     mine = [model for model in package.installed(model_folders(settings)) if model.name == name]
-    return sorted(mine, key=lambda model: model.version not in ships[-1:])
+    return sorted(mine, key=lambda m: (m.version not in ships[-1:], m.int8 is not None))
 
 
 def register_installed(settings: Settings, database: Database) -> dict[str, Model]:
     """Note the installed versions of infer.model: version -> package, unverified.
 
-    Where none is active, the first of them becomes it.
+    Where none is active, the first of them that is not compressed becomes it.
     One that is not what the database knows by its version is left out, unless it is the active one.
     """
     name, found = settings.infer.model, {}
     for model in installed_versions(settings):
-        if registry.register(database, name, model.version, model.sha256) == model.sha256:
+        if note(database, model) == model.digest:
             found[model.version] = model
             continue
         words = (
@@ -152,17 +157,38 @@ def register_installed(settings: Settings, database: Database) -> dict[str, Mode
     return found
 
 
-def work_until(stop: threading.Event, step: Callable[[], bool]) -> None:
-    """Call step again and again: at once while it finds work, else after a short wait."""
+def note(database: Database, model: Model) -> str:
+    """Register a package; a compressed one never becomes active by itself.
+
+    Returns the SHA-256 on record.
+    """
+    register = registry.register if model.int8 is None else registry.register_candidate
+    return register(database, model.name, model.version, model.digest)
+
+
+def work_until(
+    stop: threading.Event,
+    database: Database,
+    step: Callable[[], bool],
+    seconds_to_due: Callable[[], float],
+    pause_seconds: float = 0.0,
+) -> None:
+    """Call step again and again: at once while it finds work, else when there may be some.
+
+    That is when somebody has changed the database, or when something becomes due; but not sooner
+    than after pause_seconds.
+    """
+    changes = Changes(database)
     while not stop.is_set():
+        changes.begin()
         try:
-            busy = step()
+            if not step():
+                stop.wait(pause_seconds)
+                changes.wait(stop, seconds_to_due())
         except (SQLAlchemyError, OSError) as error:
             log.error("trouble", error=type(error).__name__, detail=first_line(error))
             stop.wait(TROUBLE_SECONDS)
-            continue
-        if not busy:
-            stop.wait(POLL_SECONDS)
+    changes.close()
 
 
 def first_line(error: BaseException) -> str:

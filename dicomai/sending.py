@@ -5,7 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import structlog
@@ -27,6 +27,7 @@ log = structlog.get_logger()
 
 REPORT_SECONDS = 3600.0  # for a PACS to say whether it commits itself; then it is asked again
 COMMITMENT_SIZE = 500
+IDLE_SECONDS = 3.0  # that an association stays open with nothing to send
 
 
 def deliver(settings: Settings, stop: threading.Event) -> None:
@@ -35,9 +36,10 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
     database = join(settings)
     auditor = open_auditor(settings, database)
     threads = [
-        threading.Thread(target=work_until, args=(stop, sending.step), daemon=True)
+        threading.Thread(
+            target=Sending(settings, database, destination, auditor, stop).run, daemon=True
+        )
         for destination in settings.destinations
-        for sending in [Sending(settings, database, destination, auditor, stop)]
         for _ in range(destination.associations)
     ]
     for thread in threads:
@@ -51,7 +53,10 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
 
 
 class Sending:
-    """What one destination gets; its threads share nothing but the database."""
+    """What one destination gets, over one association after the other.
+
+    One stays open from study to study, for as long as there is something to send.
+    """
 
     def __init__(
         self,
@@ -69,11 +74,28 @@ class Sending:
         self._auditor = auditor
         self._stop = stop
         self._lease_seconds = 2 * self._limits.timeout_seconds + 30
+        self._open: Association | None = None
+        self._closing = ExitStack()
+        self._kinds: set[tuple[str, str]] = set()
+        self._last_used = 0.0
+
+    def run(self) -> None:
+        """Until told to stop."""
+        try:
+            work_until(self._stop, self._database, self.step, self._seconds_to_due)
+        finally:
+            self._hang_up()
+
+    def _seconds_to_due(self) -> float:
+        seconds = queries.seconds_to_due_delivery(self._database, self._destination.name)
+        return seconds if self._open is None else min(seconds, IDLE_SECONDS)
 
     def step(self) -> bool:
         """Send what is due, then ask for commitment; False where there was nothing to do."""
         name = self._destination.name
         if not queries.has_due(self._database, name):
+            if time.monotonic() - self._last_used > IDLE_SECONDS:
+                self._hang_up()
             return False
         # After a failure one object shows whether the destination is back.
         away = outbox.failures(self._database, name) > 0
@@ -103,15 +125,16 @@ class Sending:
             return False
         stored: Counter[str] = Counter()
         try:
-            with self._association([item.path for item in waiting]) as assoc:
-                while waiting and not self._stop.is_set():
-                    if outbox.start_delivery(self._database, waiting, self._lease_seconds):
-                        stored[waiting[0].study_instance_uid] += self._store(assoc, waiting[0])
-                    waiting.pop(0)
+            assoc = self._connected([item.path for item in waiting])
+            while waiting and not self._stop.is_set():
+                if outbox.start_delivery(self._database, waiting, self._lease_seconds):
+                    stored[waiting[0].study_instance_uid] += self._store(assoc, waiting[0])
+                waiting.pop(0)
         except Rejected as error:  # of the whole association
             for item in waiting:
                 self._refused(item, error)
         except (Retryable, OSError) as error:
+            self._hang_up()
             self._pause(str(error))
             outbox.release_deliveries(self._database, waiting)
         else:
@@ -200,7 +223,7 @@ class Sending:
         """Ask for commitment; what the PACS says of it comes to the listener."""
         name = self._destination.name
         try:
-            with self._association([], [commitment.context()]) as assoc:
+            with self._association([commitment.context()]) as assoc:
                 commitment.request(assoc, asked.transaction_uid, asked.instances)
         except (Rejected, Retryable, OSError) as error:
             log.warning("no_commitment", destination=name, error=str(error))
@@ -209,8 +232,26 @@ class Sending:
         else:
             log.info("asked_for_commitment", destination=name, results=len(asked.instances))
 
+    def _connected(self, files: Sequence[Path]) -> Association:
+        """The association that is open, where it was offered such objects, or a new one.
+
+        Raises PeerUnreachable and PeerRefused.
+        """
+        self._last_used = time.monotonic()
+        wanted = {sender.kind_of(file) for file in files}
+        if self._open is None or not self._open.is_established or not wanted <= self._kinds:
+            self._hang_up()
+            self._kinds |= wanted
+            association = self._association(sender.contexts_of(self._kinds))
+            self._open = self._closing.enter_context(association)
+        return self._open
+
+    def _hang_up(self) -> None:
+        self._open = None
+        self._closing.close()
+
     def _association(
-        self, files: list[Path], contexts: Sequence[PresentationContext] = ()
+        self, contexts: Sequence[PresentationContext]
     ) -> AbstractContextManager[Association]:
         peer = self._destination
         return sender.association(
@@ -218,7 +259,7 @@ class Sending:
             peer.port,
             peer.ae_title,
             self._calling_ae_title,
-            [*contexts, *sender.contexts_for(files)],
+            contexts,
             self._limits.timeout_seconds,
             tls.channel(peer),
         )

@@ -122,6 +122,7 @@ class Report(_Section):
 
     layout: Literal["overlay", "side-by-side"] = "overlay"
     undetermined_margin: float = Field(default=0.0, ge=0, le=0.5)
+    largest_side: int = Field(default=1536, ge=256)
 
 
 class Destination(_Section):

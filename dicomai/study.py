@@ -1,6 +1,7 @@
 """The types that pass between the stages: frozen, without behaviour of their own."""
 
 import enum
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -211,8 +212,20 @@ class Preprocessing:
 
 
 @dataclass(frozen=True, slots=True)
+class Int8:
+    """The compressed network of a package: SHA-256 of its two files.
+
+    answer: (2, K), the logits that it gave, where it was made, to two fixed images
+    """
+
+    network: str
+    weights: str
+    answer: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
-    """A model package without its weights."""
+    """A model package without its weights; int8: what processors score with, of compressed ones."""
 
     name: str
     version: str
@@ -226,17 +239,28 @@ class Model:
     calibrated: bool
     provenance: Mapping[str, str]
     path: Path
+    int8: Int8 | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that tells it from every other model: of the weights; of all that computes."""
+        if self.int8 is None:
+            return self.sha256
+        parts = f"{self.sha256} {self.int8.network} {self.int8.weights}"
+        return hashlib.sha256(parts.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Reporting:
     """The site's choices that decide what results look like.
 
-    undetermined_margin: probability on each side of a threshold; kinds: of KINDS, what is made
+    undetermined_margin: probability on each side of a threshold; largest_side: of an overlay's
+    picture, pixels; kinds: of KINDS, what is made
     """
 
     layout: Literal["overlay", "side-by-side"]
     undetermined_margin: float
+    largest_side: int
     kinds: frozenset[str]
 
 

@@ -51,7 +51,8 @@ def run_tasks(
             queue.finish_task(database, task, "done", detail)
         return True
 
-    work_until(stop, step)
+    # Tasks are inserted by the clock: the many changes that studies make are none of theirs.
+    work_until(stop, database, step, lambda: queries.seconds_to_due_task(database), 1.0)
 
 
 def sweep(settings: Settings, database: Database) -> str:

@@ -3,12 +3,15 @@
 import dataclasses
 import threading
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
+import cv2
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicomai import durable
+from dicomai.ahead import Ahead, Made, discard
 from dicomai.analyze import Context, Scorer, analyze, refuse
 from dicomai.errors import DicomaiError, LeaseLost, Retryable
 from dicomai.infer.batcher import Batcher
@@ -29,7 +32,7 @@ from dicomai.settings import Settings
 from dicomai.store import queries, queue, registry
 from dicomai.store.database import Database
 from dicomai.store.queue import CRASHES_IN_COMPANY, Claim
-from dicomai.study import Algorithm, Analysis, Model
+from dicomai.study import Algorithm, Analysis, Instance, Model
 
 log = structlog.get_logger()
 
@@ -38,6 +41,7 @@ FOLLOW_SECONDS = 2.0
 
 def infer(settings: Settings, stop: threading.Event) -> None:
     """Score studies until told to stop."""
+    cv2.setNumThreads(1)  # studies are the parallelism: more threads cost a tenth of the processor
     database = join(settings)
     Worker(settings, database, choose_model(settings, database)).run(stop)
 
@@ -45,7 +49,7 @@ def infer(settings: Settings, stop: threading.Event) -> None:
 class Loaded:
     """A model on its device: what scores with it, and the one thread that owns the device."""
 
-    def __init__(self, settings: Settings, pool: Pool, model: Model) -> None:
+    def __init__(self, settings: Settings, database: Database, pool: Pool, model: Model) -> None:
         engine = open_engine(settings, model)
         self.model = model
         self._batcher = Batcher(engine.score, settings.infer.batch_size)
@@ -57,6 +61,7 @@ class Loaded:
             self._batcher.predict,
         )
         self.stat_scorer = dataclasses.replace(self.scorer, predict=self._batcher.predict_first)
+        self.ahead = Ahead(database, self.scorer, settings.data_dir, outputs(settings))
         self.users = 0
 
     def tell(self) -> None:
@@ -70,6 +75,7 @@ class Loaded:
 
     def close(self) -> None:
         """End the thread; nobody scores with it any more."""
+        self.ahead.close()
         self._batcher.close()
 
 
@@ -80,7 +86,7 @@ class Worker:
         self._settings = settings
         self._database = database
         self._pool = decoding_pool(settings)
-        self._loaded = Loaded(settings, self._pool, model)
+        self._loaded = Loaded(settings, database, self._pool, model)
         self._outputs = outputs(settings)
         self._held: dict[str, Claim] = {}
         self._lock = threading.Lock()
@@ -88,7 +94,11 @@ class Worker:
     def run(self, stop: threading.Event) -> None:
         """Work until told to stop; then finish within seconds, or give back what is held."""
         threads = [
-            threading.Thread(target=work_until, args=(stop, self._step), daemon=True)
+            threading.Thread(
+                target=work_until,
+                args=(stop, self._database, self._step, self._seconds_to_due),
+                daemon=True,
+            )
             for _ in range(self._settings.infer.workers)
         ]
         threads.append(threading.Thread(target=self._renew, args=(stop,), daemon=True))
@@ -104,21 +114,41 @@ class Worker:
             for claim in list(self._held.values()):
                 queue.release_study(self._database, claim)
         finally:
+            self._loaded.ahead.close()
             self._pool.close()  # only now: what it ends is nobody's any more
 
     def _step(self) -> bool:
         claim = self._claim()
-        if claim is None:
-            return False
         loaded = self._taken()
         try:
-            self._work(claim, loaded.stat_scorer if claim.stat else loaded.scorer)
+            if claim is None:
+                return self._work_ahead(loaded.ahead)
+            scorer = loaded.stat_scorer if claim.stat else loaded.scorer
+            ready = loaded.ahead.take(claim.study.instances)
+            try:
+                self._work(claim, scorer, ready)
+            finally:
+                discard(ready.values())
         finally:
-            with self._lock:
-                self._held.pop(claim.lease, None)
             self._give_back(loaded)
-            self._clear(claim)
+            if claim is not None:
+                with self._lock:
+                    self._held.pop(claim.lease, None)
+                self._clear(claim)
         return True
+
+    def _work_ahead(self, ahead: Ahead) -> bool:
+        """What fails here is done again, and accounted for, when the study is due."""
+        try:
+            return ahead.step()
+        except (SQLAlchemyError, OSError):
+            raise
+        except Exception:
+            log.exception("not_made_ahead")
+            return False
+
+    def _seconds_to_due(self) -> float:
+        return queries.seconds_to_due_study(self._database)
 
     def _taken(self) -> Loaded:
         """The model that a study is analyzed with, from its beginning to its end."""
@@ -145,7 +175,7 @@ class Worker:
                 if model.version == self._loaded.model.version:  # the active one is not here
                     refused = active
                     continue
-                self._take_over(Loaded(self._settings, self._pool, model))
+                self._take_over(Loaded(self._settings, self._database, self._pool, model))
             except SQLAlchemyError as error:
                 log.error("trouble", error=type(error).__name__, detail=first_line(error))
             except Exception as error:  # noqa: BLE001 - the version that works goes on working
@@ -190,7 +220,7 @@ class Worker:
     def _holds_a_suspect(self) -> bool:
         return any(claim.attempts > CRASHES_IN_COMPANY for claim in self._held.values())
 
-    def _work(self, claim: Claim, scorer: Scorer) -> None:
+    def _work(self, claim: Claim, scorer: Scorer, ready: Mapping[Instance, Made]) -> None:
         uid = claim.study.study_instance_uid
         started = time.monotonic()
         if claim.hopeless is not None:
@@ -198,7 +228,8 @@ class Worker:
             self._fail(claim, claim.hopeless, scorer)
             return
         try:
-            done = analyze(claim.study, scorer, self._context(claim, scorer.algorithm))
+            context = dataclasses.replace(self._context(claim, scorer.algorithm), ready=ready)
+            done = analyze(claim.study, scorer, context)
             queue.complete(
                 self._database, claim, done, self._settings.data_dir, self._outputs, publish
             )

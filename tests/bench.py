@@ -16,6 +16,7 @@ from statistics import median
 
 import bench_growth
 import bench_labels
+import bench_line
 import bench_receiving
 import bench_scoring
 import cv2
@@ -25,8 +26,9 @@ from rich.console import Console
 from rich.progress import track
 
 IMAGES = {"CT": 240, "CR": 40}  # of a run, all associations together
+STUDIES, SOME_STUDIES = 200, 80  # of the whole line, and at half load
 ASSOCIATIONS = (1, 2, 4, 8)
-BATCHES = (1, 4, 16)
+BATCHES = (1, 4, 16, 32)
 COLOURS = ((90, 90, 90), (60, 140, 230), (70, 170, 70), (200, 120, 40), (160, 80, 180))
 
 console = Console()
@@ -97,13 +99,38 @@ def receiving(root: Path, rounds: int) -> Iterable[Contest]:
 
 def scoring(root: Path, rounds: int) -> Iterable[Contest]:
     """Images/s of each engine, by batch size."""
-    contest = Contest("Scoring, ResNet50, 224 pixels, with class maps, fp32", "images/s")
+    contest = Contest("Scoring, ResNet50, 224 pixels, with class maps", "images/s")
     engines = bench_scoring.engines(root)
     for _ in track(range(rounds), "scoring", console=console, transient=True):
         for batch in BATCHES:
             for name, score in engines.items():
                 contest.note(name, f"batch {batch}", bench_scoring.rate(score, batch))
     yield contest
+
+
+def line(root: Path, rounds: int) -> Iterable[Contest]:
+    """The whole line beside its stages alone, and how long a study takes at half of its rate."""
+    rates = Contest("Studies of two 2500 x 2048 images", "studies/s")
+    waits = Contest("From a study's last Success to its results in Orthanc, at half load", "s")
+    folders = bench_line.studies(root / "studies", STUDIES)
+    for turn in track(range(rounds), "line", console=console, transient=True):
+        alone = bench_line.stages(_made(root / f"{turn} stages"), folders)
+        together = bench_line.end_to_end(_made(root / f"{turn} together"), folders)
+        for name, rate in {"the whole line": together, **alone}.items():
+            rates.note(name, "rate", rate)
+        place = _made(root / f"{turn} half load")
+        found = bench_line.latencies(place, folders[:SOME_STUDIES], together / 2)
+        for share in (50, 95):
+            waits.note(f"{share} % within", "seconds", found[len(found) * share // 100])
+        for name in ("stages", "together", "half load"):
+            shutil.rmtree(root / f"{turn} {name}")
+    yield rates
+    yield waits
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def labels(root: Path, rounds: int) -> Iterable[Contest]:
@@ -131,6 +158,7 @@ def growth(root: Path, rounds: int) -> Iterable[Contest]:
 PARTS: dict[str, Callable[[Path, int], Iterable[Contest]]] = {
     "receiving": receiving,
     "scoring": scoring,
+    "line": line,
     "labels": labels,
     "growth": growth,
 }

@@ -368,10 +368,14 @@ class Line:
         self.items = outbox.claim_deliveries(self.database, "pacs", DATA, LEASE, PAGE)
 
     def _look(self) -> None:
-        """What the roles ask five times a second while nothing happens."""
+        """What the roles ask again and again while nothing happens."""
         assert queries.due_study_attempts(self.database) is None
         assert not queries.has_due(self.database, "pacs")
         assert not queries.task_is_due(self.database)
+        queries.seconds_to_due_study(self.database)
+        queries.seconds_to_due_task(self.database)
+        queries.seconds_to_due_delivery(self.database, "pacs")
+        queries.arriving(self.database, DATA)
 
 
 @contextmanager

@@ -5,13 +5,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import blobs
+import cv2
 import make
 import numpy as np
 import torch
+from daemon import command
+from peers import FOLDER, shared
 
+from dicomai.compressing import KEPT_WHOLE
+from dicomai.demo.radiographs import pixels, radiographs
 from dicomai.infer import package
 from dicomai.infer.engine import Engine, load_network
-from dicomai.study import Float32
+from dicomai.study import Float32, Model
+from dicomai.train.judge import as_input
 
 SECONDS = 3.0
 Score = Callable[[Float32], Any]
@@ -70,6 +77,38 @@ def without_maps() -> Score:
     return vino.compiled(Logits().eval(), 1, 224)  # type: ignore[arg-type]
 
 
+def compressed(folder: Path) -> Model:
+    """The starter in 8 bits, as `dicomai model compress` makes it; it prints what was compared."""
+    config, examples = blobs.site(folder / "site"), shared() / "data/cxr"
+    blobs.add(config, examples)
+    done = command(config, "model", "compress", "chest-starter", seconds=900)
+    assert done.returncode == 0, done.stderr
+    print(done.stderr + done.stdout)
+    return package.read(folder / "site/data/models/chest-starter/2-int8")
+
+
+def without_comparison(folder: Path) -> Score:
+    """The starter in 8 bits, calibrated with the radiographs of the repository, where no others
+    are: too few to say how much it loses.
+    """
+    from dicomai.infer import int8, vino
+
+    model = package.read(make.STARTER)
+    size = model.preprocessing.size
+    squares = [cv2.resize(pixels(one), (size, size)) for one in radiographs()]
+    images = [as_input(model, square) for square in squares]
+    whole = KEPT_WHOLE[-1]
+    int8.make(load_network(model), model.channels, size, images, whole, folder)
+    return vino.opened(folder / package.INT8[0])
+
+
+def int8_score(folder: Path) -> Score:
+    """What scores in 8 bits."""
+    if FOLDER.is_dir():
+        return Engine(compressed(folder), "openvino").score
+    return without_comparison(folder)
+
+
 def engines(folder: Path) -> dict[str, Score]:
     """Name -> what scores images (N, 1, 224, 224)."""
     model = package.read(make.STARTER)
@@ -79,6 +118,7 @@ def engines(folder: Path) -> dict[str, Score]:
         "dicomai, torch": Engine(model, "cpu").score,
         "dicomai, OpenVINO": Engine(model, "openvino").score,
         "dicomai, OpenVINO, without maps": without_maps(),
+        "dicomai, int8": int8_score(folder),
     }
 
 

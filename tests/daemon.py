@@ -172,14 +172,16 @@ def answers(running: Daemon) -> bool:
     return True
 
 
-def command(config: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def command(
+    config: Path, *arguments: str, seconds: float = 120
+) -> "subprocess.CompletedProcess[str]":
     """`dicomai ARGUMENTS --config FILE`."""
     return subprocess.run(
         [sys.executable, "-m", "dicomai", *arguments, "--config", str(config)],
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=seconds,
     )
 
 

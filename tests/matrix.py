@@ -76,7 +76,7 @@ def permissive_scorer(model: Model | None = None) -> Iterator[Scorer]:
     engine, settings = Engine(model, "cpu"), Settings()
     with decoding_pool(settings) as pool:
         yield Scorer(
-            Algorithm(model, engine.name, Reporting("overlay", 0.0, frozenset(KINDS))),
+            Algorithm(model, engine.name, Reporting("overlay", 0.0, 1536, frozenset(KINDS))),
             preparer(settings, pool, model),
             header_reader(settings, pool),
             engine.biases,

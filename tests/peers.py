@@ -58,12 +58,14 @@ def lack(words: str) -> NoReturn:
     pytest.skip(words)
 
 
+FOLDER = Path(os.environ.get("DICOMAI_SHARED", Path(__file__).parents[1] / "../shared"))
+
+
 def shared() -> Path:
     """The folder of real data; the test is skipped where it is absent."""
-    folder = Path(os.environ.get("DICOMAI_SHARED", Path(__file__).parents[1] / "../shared"))
-    if not folder.is_dir():
-        pytest.skip(f"no shared data in {folder}: set DICOMAI_SHARED")
-    return folder
+    if not FOLDER.is_dir():
+        pytest.skip(f"no shared data in {FOLDER}: set DICOMAI_SHARED")
+    return FOLDER
 
 
 def free_port() -> int:

@@ -124,7 +124,7 @@ def test_the_legend_keeps_its_text_inside_whatever_the_width() -> None:
     finding = Finding(
         frame, label, 0.999, Presence.PRESENT, nothing[0], datetime(2026, 3, 29, tzinfo=UTC)
     )
-    algorithm = Algorithm(model(), "test", Reporting("overlay", 0.0, frozenset({"sc"})))
+    algorithm = Algorithm(model(), "test", Reporting("overlay", 0.0, 1536, frozenset({"sc"})))
     for width in (256, 300, 512, 1000, 2048, 3000):
         strip = legend(width, width, finding, algorithm)
         assert strip.any()

@@ -39,6 +39,7 @@ from dicomai.infer import package
 from dicomai.infer.engine import Engine
 from dicomai.objects import Maker
 from dicomai.receive.inbox import read_file
+from dicomai.report.summary import Glimpse
 from dicomai.roles import reporting
 from dicomai.scoring import decoding_pool, header_reader, preparer
 from dicomai.settings import Settings
@@ -848,7 +849,13 @@ def test_overlay_and_report_of_a_large_image_are_built_in_a_fraction_of_a_second
         for _ in range(5):
             started = time.perf_counter()
             maker = Maker(positive.algorithm, (), {})
-            made = [*maker.of_image(header, [findings]), *maker.of_study(headers, findings, ())]
+            made = []
+            for item in maker.of_image(header, [findings]):
+                if isinstance(item, Glimpse):
+                    maker.look_at([item])
+                else:
+                    made.append(item)
+            made += maker.of_study(headers, findings, ())
             for item in made:
                 write(item, context)
             best = min(best, time.perf_counter() - started)

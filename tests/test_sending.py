@@ -7,9 +7,10 @@ from pathlib import Path
 
 import make
 import pytest
-from peers import free_port
+from peers import free_port, wait_until
 from pydicom.dataset import Dataset
 from pydicom.uid import KeyObjectSelectionDocumentStorage, SecondaryCaptureImageStorage
+from pynetdicom.association import Association
 from pynetdicom.events import Event
 from pynetdicom.sop_class import StorageCommitmentPushModel
 from scp import STORAGE, Peer
@@ -103,6 +104,52 @@ def test_a_warning_is_kept_with_what_was_delivered(site: Site) -> None:
         until_nothing_is_due(site.sending(peer.port))
     assert site.states() == ["delivered", "delivered"]
     assert all("0xB000" in str(row["last_error"]) for row in site.listed())
+
+
+def test_an_association_stays_open_while_there_is_something_to_send(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.analyze(3)
+    used: list[Association] = []
+
+    def note(event: Event) -> int:
+        used.append(event.assoc)
+        return 0x0000
+
+    with Peer(note).listening() as peer:
+        sending = site.sending(peer.port)
+        sending._limits = DELIVER.model_copy(update={"batch_size": 1})
+        assert until_nothing_is_due(sending) == 6
+        kept = used[-1]
+        assert set(used[1:]) == {kept}  # the first was offered no report
+        assert kept.is_established
+        monkeypatch.setattr("dicomai.sending.IDLE_SECONDS", 0.0)
+        assert not sending.step()
+        wait_until(lambda: not kept.is_established, 5, "it is released")
+        assert kept.is_released
+    assert set(site.states()) == {"delivered"}
+
+
+def test_what_the_peer_has_ended_is_opened_again_and_costs_nothing(site: Site) -> None:
+    site.analyze(2)
+    used: list[Association] = []
+
+    def note(event: Event) -> int:
+        used.append(event.assoc)
+        return 0x0000
+
+    with Peer(note).listening() as peer:
+        sending = site.sending(peer.port)
+        sending._limits = DELIVER.model_copy(update={"batch_size": 2})
+        assert sending.step()
+        used[0].abort()
+        assert sending._open is not None
+        ours = sending._open
+        wait_until(lambda: not ours.is_established, 5, "we know of it")
+        assert sending.step()
+        assert len(set(used)) == 2
+    assert site.states() == ["delivered"] * 4
+    assert site.failures() == 0
 
 
 @pytest.mark.parametrize("status", [0xA900, 0xC000, 0x0122, 0x0124])

@@ -9,7 +9,7 @@ import pytest
 from studies import PNEUMONIA, model
 
 from dicomai.report.overlay import draw
-from dicomai.report.summary import CORNERS, TILES, WIDTH, Overview
+from dicomai.report.summary import CORNERS, TILES, WIDTH, Overview, glimpse
 from dicomai.study import (
     Algorithm,
     Code,
@@ -28,7 +28,7 @@ LABELS = tuple(
     replace(PNEUMONIA, key=f"l{n}", code=Code(str(n), "99X", f"{LONG} {n}")) for n in range(18)
 )
 ALGORITHM = Algorithm(
-    replace(model(), labels=LABELS), "test", Reporting("overlay", 0.1, frozenset({"sc"}))
+    replace(model(), labels=LABELS), "test", Reporting("overlay", 0.1, 1536, frozenset({"sc"}))
 )
 
 
@@ -49,7 +49,7 @@ def summary_of(probabilities: list[float]) -> UInt8:
     for number, probability in enumerate(probabilities):
         items = findings(number, probability)
         heat = np.zeros(items[0].frame.display.shape, np.float32)
-        overview.add(items, heat, f"image {number}", 1.0)
+        overview.add(glimpse(items, heat, f"image {number}", 1.0))
     return overview.draw(1, ALGORITHM, NOW)
 
 
@@ -72,7 +72,8 @@ def test_the_order_in_which_images_come_changes_nothing_but_their_number() -> No
     for overview, numbers in zip(overviews, (range(9), reversed(range(9))), strict=True):
         for number in numbers:
             items = findings(number, ordered[number])
-            overview.add(items, np.zeros((200, 150), np.float32), f"image {number}", 1.0)
+            heat = np.zeros((200, 150), np.float32)
+            overview.add(glimpse(items, heat, f"image {number}", 1.0))
     first, second = (overview.draw(0, ALGORITHM, NOW) for overview in overviews)
     assert (first == second).all()
 

@@ -1,21 +1,27 @@
-"""model list, show, verify, activate, rollback, export, import."""
+"""model list, show, verify, activate, rollback, compress, export, import."""
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.progress import track
 
 from dicomai.cli.options import Config, Format, FormatOption, audited, load, show
 from dicomai.errors import DicomaiError, Misuse
 from dicomai.infer import package
-from dicomai.roles import connect, model_folders, register_installed
+from dicomai.roles import connect, join, model_folders, note, register_installed
 from dicomai.settings import Settings
 from dicomai.store import registry
+from dicomai.store.database import Database
 from dicomai.study import Model
+
+if TYPE_CHECKING:
+    from dicomai.compressing import Compressed
 
 app = typer.Typer(help="Model packages.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="name of the model")]
@@ -53,7 +59,7 @@ def show_model(name: Name, version: Version = None, config: Config = None) -> No
     """A package's card, what it accepts, its labels and figures."""
     for model in _chosen(load(config), name, version):
         typer.echo(f"{model.name} {model.version}  ({model.path})")
-        typer.echo(f"sha256: {model.sha256}")
+        typer.echo(f"sha256: {model.digest}")
         for key, value in dataclasses.asdict(model.accepts).items():
             typer.echo(f"accepts {key.replace('_', ' ')}: {_words(value)}")
         for label in model.labels:
@@ -77,7 +83,13 @@ def _show_figures(model: Model) -> None:
     file = model.path / "evaluation.json"
     if not file.is_file():
         return
-    for item in json.loads(file.read_text()).get("figures", []):
+    found = json.loads(file.read_text())
+    for item in found.get("compressed", {}).get("labels", []):
+        what = f"{item['label']}, {item['images']} images"
+        aucs = f"AUC {item['auc_after']:.3f}, before {item['auc_before']:.3f}"
+        largest = item["largest_change"]
+        typer.echo(f"8 bits: {what}: {aucs}; probabilities change by {largest:.3f} at most")
+    for item in found.get("figures", []):
         value, low, high = item["figures"]["auc"]
         what = f"{item['label']}, {item['group']}, {item['images']} images"
         typer.echo(f"test: {what}: AUC {value:.3f} ({low:.3f} to {high:.3f})")
@@ -100,20 +112,16 @@ def activate(
     """Score with this version from now on; a running daemon takes it between two batches."""
     settings = load(config)
     (model,) = _chosen(settings, name, version)
-    _try_out(model)
+    # What cannot be loaded would stop the analysis.
+    from dicomai.infer.engine import try_out
+
+    try_out(model)
     store = connect(settings)
     with audited(settings, store, "model activate", detail=f"{name} {version}"):
-        if registry.register(store, name, version, model.sha256) != model.sha256:
+        if note(store, model) != model.digest:
             raise Misuse(f"{model.path} is not the {name} {version} that the database knows")
         before = registry.activate(store, name, version, "by a person")
     typer.echo(f"{name} {version} is active" + (f", {before} was before" if before else " already"))
-
-
-def _try_out(model: Model) -> None:
-    """Load it once: what cannot be loaded would stop the analysis."""
-    from dicomai.infer.engine import Engine
-
-    Engine(model, "cpu")
 
 
 @app.command()
@@ -124,6 +132,50 @@ def rollback(name: Name, config: Config = None) -> None:
     with audited(settings, store, "model rollback", detail=name):
         withdrawn, active = registry.rollback(store, name)
     typer.echo(f"{name} {active} is active again, {withdrawn} is withdrawn")
+
+
+@app.command("compress")
+def compress_model(
+    name: Name,
+    version: Annotated[str | None, typer.Argument(help="[default: the active one]")] = None,
+    config: Config = None,
+) -> None:
+    """Make an 8-bit version for processors; it is installed only where it says nearly the same.
+
+    It is calibrated with labelled images of the training split, and held against the model that it
+    was made of on those of the test split; a candidate until 'dicomai model activate'.
+    """
+    settings = load(config)
+    store = join(settings)
+    register_installed(settings, store)
+    version = version or registry.active_version(store, name)
+    if version is None:
+        raise Misuse(f"no version of {name} is active: name one of 'dicomai model list'")
+    (model,) = _chosen(settings, name, version)
+    with audited(settings, store, "model compress", detail=f"{name} {version}"):
+        done = _compressed(settings, store, model)
+        note(store, done.model)
+    for label in done.labels:
+        typer.echo(str(label))
+    typer.echo(
+        f"{name} {done.model.version} is installed, {done.after:.0f} images/s where {version} "
+        f"scores {done.before:.0f}: 'dicomai model activate' uses it"
+    )
+
+
+def _compressed(settings: Settings, store: Database, model: Model) -> "Compressed":
+    from dicomai import compressing
+
+    console = Console(stderr=True, highlight=False)
+
+    def follow(words: str, items: Iterable[object], count: int) -> Iterable[object]:
+        live = console.is_terminal
+        return track(items, words, count, console=console, transient=True, disable=not live)
+
+    def say(words: str) -> None:
+        console.print(words, soft_wrap=True)
+
+    return compressing.compress(settings, store, model, compressing.Watch(say, follow))
 
 
 @app.command("export")
@@ -162,7 +214,7 @@ def import_model(
     with audited(settings, store, "model import", detail=file.name):
         known = partial(registry.sha256_of, store)
         model = _imported(file, describe, settings.data_dir / "models", known)
-        registry.register(store, model.name, model.version, model.sha256)
+        note(store, model)
     typer.echo(f"{model.name} {model.version} is installed: 'dicomai model activate' uses it")
 
 

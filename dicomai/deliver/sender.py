@@ -1,7 +1,7 @@
 """Storage and Verification SCU: sends files byte for byte (PS3.4 Annex B)."""
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from pynetdicom.events import Event
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from dicomai.deliver import stream
 from dicomai.errors import Misuse, NotDicom, PeerBusy, PeerRefused, PeerUnreachable
 from dicomai.tls import Channel, Requestor
 
@@ -60,6 +61,7 @@ def association(
         raise PeerUnreachable(f"{peer}: TLS: {context.trouble}")
     if not assoc.is_established:
         raise PeerUnreachable(f"{peer} does not answer: check host, port and AE title")
+    stream.hasten(assoc, timeout_seconds)
     try:
         yield assoc
     finally:
@@ -103,9 +105,13 @@ def kind_of(path: Path) -> tuple[str, str]:
 
 def contexts_for(paths: Sequence[Path]) -> list[PresentationContext]:
     """One presentation context for each SOP class with the transfer syntax of its files."""
-    pairs = {kind_of(path) for path in paths}
+    return contexts_of({kind_of(path) for path in paths})
+
+
+def contexts_of(kinds: Collection[tuple[str, str]]) -> list[PresentationContext]:
+    """The same for kinds of files, see kind_of()."""
     contexts = []
-    for sop_class, syntax in sorted(pairs)[:MOST_CONTEXTS]:
+    for sop_class, syntax in sorted(kinds)[:MOST_CONTEXTS]:
         context = PresentationContext()
         context.abstract_syntax = sop_class
         context.transfer_syntax = [syntax]

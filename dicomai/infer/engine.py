@@ -19,12 +19,13 @@ from safetensors.torch import load_file
 from dicomai import durable
 from dicomai.errors import Misuse, ModelDamaged, OutOfMemory
 from dicomai.infer.network import NetworkWithMaps, build
-from dicomai.infer.package import verify
+from dicomai.infer.package import INT8, WEIGHTS, verify
 from dicomai.study import Float32, Model
 
 log = structlog.get_logger()
 
 Device = Literal["cpu", "cuda", "openvino"]
+Run = Callable[[Float32], tuple[Float32, Float32]]
 
 FASTEST = "fastest.json"
 TRIED_IMAGES, TRIED_SECONDS = 4, 1.0
@@ -32,6 +33,8 @@ TRIED_IMAGES, TRIED_SECONDS = 4, 1.0
 
 class Engine:
     """A model on its device; name says where and how precisely it computes.
+
+    A compressed model is int8 in OpenVINO; torch computes with the weights that it was made of.
 
     biases: (K,), of the last layer; activation, labels: the model's
     """
@@ -41,7 +44,7 @@ class Engine:
 
         folder: where converted networks are kept
         """
-        self.name = f"{'openvino-cpu' if device == 'openvino' else f'torch-{device}'}-fp32"
+        self.name = f"torch-{device}-fp32"
         self.activation, self.labels = model.activation, model.labels
         self._device = device
         # Denormal numbers cost the processor up to a hundred times the time of normal ones.
@@ -49,10 +52,7 @@ class Engine:
         network = load_network(model)
         self.biases: Float32 = network.head.bias.detach().float().numpy()
         if device == "openvino":
-            from dicomai.infer import vino
-
-            kept = folder and folder / f"{model.sha256[:16]}.openvino-{vino.VERSION}"
-            self._run = vino.compiled(network, model.channels, model.preprocessing.size, kept)
+            self.name, self._run = _with_openvino(network, model, folder)
         else:
             self._run = _with_torch(network, device)
 
@@ -72,7 +72,7 @@ def load_network(model: Model) -> NetworkWithMaps:
     """A package's network with its verified weights, on the processor. Raises ModelDamaged."""
     verify(model)
     network = build(model.architecture, model.channels, len(model.labels))
-    file = model.path / "weights.safetensors"
+    file = model.path / WEIGHTS
     try:
         state = load_file(file)
         network.load_state_dict({key: value.float() for key, value in state.items()})
@@ -82,9 +82,39 @@ def load_network(model: Model) -> NetworkWithMaps:
     return network.eval().to(memory_format=torch.channels_last)
 
 
-def _with_torch(
-    network: NetworkWithMaps, device: Device
-) -> Callable[[Float32], tuple[Float32, Float32]]:
+def try_out(model: Model) -> None:
+    """Load all that it may be scored with here. Raises ModelDamaged."""
+    Engine(model, "cpu")
+    if model.int8 is None or not _has_openvino():
+        return
+    from dicomai.infer import vino
+
+    try:
+        Engine(model, "openvino")
+    except vino.FAILURES as error:
+        raise ModelDamaged(
+            f"{model.name} {model.version}: its int8 network does not say on this processor what "
+            "it said where it was made: compress it here"
+        ) from error
+
+
+def _with_openvino(network: NetworkWithMaps, model: Model, folder: Path | None) -> tuple[str, Run]:
+    """The name and the pass: of a compressed model its own network, else what torch has."""
+    from dicomai.infer import vino
+
+    size = model.preprocessing.size
+    if model.int8 is not None:
+        file = model.path / INT8[0]
+        return "openvino-cpu-int8", vino.answering(file, model.channels, size, model.int8.answer)
+    kept = folder and folder / f"{model.sha256[:16]}.openvino-{vino.VERSION}"
+    return "openvino-cpu-fp32", vino.compiled(network, model.channels, size, kept)
+
+
+def _has_openvino() -> bool:
+    return importlib.util.find_spec("openvino") is not None
+
+
+def _with_torch(network: NetworkWithMaps, device: Device) -> Run:
     network.to(device)
 
     @torch.inference_mode()
@@ -146,10 +176,11 @@ def _leave_out(error: Exception) -> None:
 def choose(model: Model, wanted: Device | Literal["auto"], folder: Path) -> Device:
     """The device for "auto": CUDA where there is one, else what is fastest here with this model.
 
+    A compressed model is measured by its int8 network.
     folder: where the answer is kept, for predictions of two engines are not mixed needlessly
     Raises Misuse where the wanted one is not installed.
     """
-    has_openvino = importlib.util.find_spec("openvino") is not None
+    has_openvino = _has_openvino()
     if wanted == "openvino" and not has_openvino:
         raise Misuse("infer.device: openvino is not installed: install dicomai[openvino]")
     if wanted != "auto":
@@ -161,7 +192,7 @@ def choose(model: Model, wanted: Device | Literal["auto"], folder: Path) -> Devi
     from dicomai.infer import vino
 
     here = f"{platform.machine()}, {os.cpu_count()} processors"
-    key = f"{model.sha256} on {here}, torch {torch.__version__}, openvino {vino.VERSION}"
+    key = f"{model.digest} on {here}, torch {torch.__version__}, openvino {vino.VERSION}"
     answers = _read(folder / FASTEST)
     if key not in answers:
         ours = _images_per_second(model, "cpu", folder)

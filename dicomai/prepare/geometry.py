@@ -1,5 +1,7 @@
 """Letterbox and its inverse."""
 
+import dataclasses
+
 import cv2
 import numpy as np
 
@@ -48,6 +50,15 @@ def _shrink_rows(image: Float32, height: int) -> Float32:
     sums -= (last - edges[1:]).astype(np.float32)[:, None] * flat[last - 1]
     sums *= np.float32(height / rows)
     return sums.reshape(height, *image.shape[1:])
+
+
+def shrunk(box: Letterbox, largest_side: int) -> Letterbox:
+    """The letterbox of the same image with no more pixels on its longer side."""
+    scale = largest_side / max(box.rows, box.columns)
+    if scale >= 1:
+        return box
+    rows, columns = (max(1, round(side * scale)) for side in (box.rows, box.columns))
+    return dataclasses.replace(box, rows=rows, columns=columns)
 
 
 def spread(cells: Float32, box: Letterbox) -> Float32:

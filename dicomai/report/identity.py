@@ -88,12 +88,13 @@ def algorithm_key(algorithm: Algorithm) -> str:
             SOFTWARE,
             model.name,
             model.version,
-            model.sha256,
+            model.digest,
             str(model.calibrated),
             labels,
             algorithm.engine,
             how.layout,
             repr(how.undetermined_margin),
+            str(how.largest_side),
             # Dates of a source without a time zone are in this host's, see local_time().
             f"{time.timezone} {time.altzone}",
         )
@@ -102,7 +103,7 @@ def algorithm_key(algorithm: Algorithm) -> str:
 
 def device_uid(model: Model) -> str:
     """Changes with every version of the model (IHE AIR 6.5.3.1)."""
-    return make_uid("device", model.name, model.version, model.sha256)
+    return make_uid("device", model.name, model.version, model.digest)
 
 
 def series_uid(study_instance_uid: str, kind: str, algorithm: Algorithm) -> str:

@@ -4,6 +4,7 @@ import copy
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from highdicom.sr import ImageLibraryEntryDescriptors
 from pydicom.dataset import Dataset
@@ -22,6 +23,7 @@ LENGTH = re.compile(r"(?=[\d.]*[1-9])(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")  # above
 TEXT = re.compile(r"(?s).+")
 DIRECTION = re.compile(r"[AFHLPR]{1,3}")  # PS3.3 C.7.6.1.1.1
 PLACE = {"ImageOrientationPatient": (6, NUMBER), "ImagePositionPatient": (3, NUMBER)}
+IDENTIFIES_IMAGE = {"SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"}
 DESCRIBES_IMAGE = {
     "SOPClassUID": (1, TEXT),
     "SOPInstanceUID": (1, TEXT),
@@ -100,19 +102,42 @@ def for_highdicom(source: Dataset) -> Dataset:
     ds.StudyDate = _or_none(DA, source.get("StudyDate"))
     ds.StudyTime = _or_none(TM, source.get("StudyTime"))
     # Many lack what the image library demands, and are described as any image (TID 1602).
-    if ds.get("Modality") not in DETAILED or not _is_describable(ds):
+    if ds.get("Modality") not in DETAILED or described_as(ds) is None:
         ds.Modality = "OT"
-    if not _is_describable(ds):
+    if described_as(ds) is None:
         ds.SOPClassUID = SecondaryCaptureImageStorage
     return ds
 
 
-def _is_describable(ds: Dataset) -> bool:
+def described_as(ref: Dataset) -> str | None:
+    """The modality that the image library has for an image; None where it cannot describe it."""
+    return _described_as(_Description(ref))
+
+
+class _Description:
+    """What the image library says of an image; images of one kind are equal."""
+
+    def __init__(self, ref: Dataset) -> None:
+        self.ref = ref
+        self._key = tuple(
+            (keyword, ref[keyword].VR, str(ref[keyword].value))
+            for keyword in DESCRIBES_IMAGE
+            if keyword in ref and keyword not in IDENTIFIES_IMAGE
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Description) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+@lru_cache(maxsize=1024)  # highdicom looks through all attributes of the image's class each time
+def _described_as(description: _Description) -> str | None:
     try:
-        ImageLibraryEntryDescriptors(ds)
+        return str(ImageLibraryEntryDescriptors(description.ref)[0].value.value)
     except (ValueError, KeyError, AttributeError, TypeError, IndexError):
-        return False
-    return True
+        return None
 
 
 def name_classes(document: Dataset, classes: Mapping[str, str]) -> None:

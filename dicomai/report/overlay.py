@@ -15,15 +15,17 @@ LINE = 34  # rows of a line of text of scale 1
 LEGIBLE = 256  # columns that the legend needs
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 WHITE, GREY, AMBER = (255, 255, 255), (170, 170, 170), (255, 190, 60)
+# The colour map as RGB; OpenCV has it in its own order.
+INFERNO = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO)[
+    ..., ::-1
+]
 # Local probability, and the colour of the line around the places that reach it.
 CONTOURS = {0.25: GREY, 0.5: WHITE, 0.75: AMBER}
 
 
 def colours(heat: Float32) -> UInt8:
     """0 to 1 as RGB, perceptually uniform (inferno)."""
-    levels = np.rint(np.clip(heat, 0, 1) * 255).astype(np.uint8)
-    bgr = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8)
+    return np.asarray(cv2.applyColorMap(cv2.convertScaleAbs(heat, alpha=255), INFERNO), np.uint8)
 
 
 def in_colour(display: UInt8) -> UInt8:
@@ -36,13 +38,12 @@ def in_colour(display: UInt8) -> UInt8:
 def blend(display: UInt8, heat: Float32) -> UInt8:
     """display (rows, columns) or RGB, heat (rows, columns) of 0 to 1; returns RGB."""
     image = in_colour(display)
-    weight = np.clip(heat, 0, 1) * np.float32(STRENGTH)
+    weight = heat * np.float32(STRENGTH)
     return np.asarray(cv2.blendLinear(image, colours(heat), 1 - weight, weight), np.uint8)
 
 
 def outline(picture: UInt8, heat: Float32) -> UInt8:
-    """Lines where heat, (rows, columns), reaches the fixed levels; the same on every image."""
-    picture = picture.copy()
+    """Draw lines where heat, (rows, columns), reaches the fixed levels; the same on every image."""
     thickness = max(1, round(picture.shape[1] / 900))
     # Beyond the border as at it: lines along the border lie outside, and are not drawn.
     margin = 2 * thickness + 1
@@ -67,8 +68,9 @@ def draw(finding: Finding, heat: Float32, algorithm: Algorithm) -> UInt8:
     picture = outline(blend(display, heat), heat)
     if algorithm.reporting.layout == "side-by-side":
         picture = np.hstack([in_colour(display), picture])
-    missing = max(0, LEGIBLE - picture.shape[1])
-    picture = np.pad(picture, ((0, 0), (missing // 2, missing - missing // 2), (0, 0)))
+    missing = LEGIBLE - picture.shape[1]
+    if missing > 0:
+        picture = np.pad(picture, ((0, 0), (missing // 2, missing - missing // 2), (0, 0)))
     return np.vstack([picture, legend(picture.shape[0], picture.shape[1], finding, algorithm)])
 
 

@@ -13,7 +13,6 @@ from highdicom.sr import (
     DeviceObserverIdentifyingAttributes,
     EnhancedSR,
     GraphicTypeValues,
-    ImageLibraryEntryDescriptors,
     Measurement,
     MeasurementReport,
     MeasurementsAndQualitativeEvaluations,
@@ -78,7 +77,9 @@ def report(
         observation_context=ObservationContext(observer_device_context=observer(algorithm.model)),
         procedure_reported=IMAGING_PROCEDURE,
         imaging_measurements=groups,
-        referenced_images=[ref for ref in refs.values() if _is_acquired(ref)] or None,
+        # "Other" is no modality of the image library's (CID 29).
+        referenced_images=[r for r in refs.values() if origin.described_as(r) in ACQUISITION]
+        or None,
         title=CodedConcept("126000", "DCM", "Imaging Measurement Report"),
     )
     ds = EnhancedSR(
@@ -187,12 +188,6 @@ def _most_suspicious_place(finding: Finding, ref: Dataset) -> CoordinatesForMeas
         place[None].astype(np.float32),
         SourceImageForRegion(ref.SOPClassUID, ref.SOPInstanceUID, frames),
     )
-
-
-def _is_acquired(ref: Dataset) -> bool:
-    """Whether the image library has a modality for it (CID 29); "other" is none."""
-    modality: str = ImageLibraryEntryDescriptors(ref)[0].value.value
-    return modality in ACQUISITION
 
 
 def _parameters(finding: Finding, algorithm: Algorithm) -> list[str]:

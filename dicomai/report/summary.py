@@ -43,6 +43,14 @@ class Tile:
     heat: Float32
 
 
+@dataclass(frozen=True, slots=True)
+class Glimpse:
+    """What the summary needs to know of a frame; said: of each label, how probable it is."""
+
+    said: tuple[tuple[Label, float, Presence], ...]
+    tile: Tile
+
+
 @dataclass(slots=True)
 class Tally:
     """A label over all images of a study; best: the highest probability."""
@@ -60,24 +68,15 @@ class Overview:
         self._tiles: list[Tile] = []
         self._images = 0
 
-    def add(self, findings: list[Finding], heat: Float32, name: str, pixel_height: float) -> None:
-        """One image; heat: (rows, columns), of its most probable finding."""
+    def add(self, glimpse: Glimpse) -> None:
+        """One frame."""
         self._images += 1
-        for item in findings:
-            tally = self._tallies[item.label]
-            tally.positive += item.positive
-            if item.probability >= tally.best:
-                tally.best, tally.presence = item.probability, item.presence
-        top = most_probable(findings)
-        order = (-top.probability, frame_key(top.frame))
-        if len(self._tiles) == TILES and order > self._tiles[-1].order:
-            return
-        caption = f"{name}: {top.label.code.meaning} {top.probability:.0%}"
-        size = _fitting(top.frame.display.shape, LARGEST, pixel_height)
-        display = cv2.resize(top.frame.display, size, interpolation=cv2.INTER_AREA)
-        cells = cv2.resize(heat, size, interpolation=cv2.INTER_AREA)
-        tile = Tile(order, caption, display.astype(np.uint8), cells.astype(np.float32))
-        insort(self._tiles, tile, key=lambda tile: tile.order)
+        for label, probability, presence in glimpse.said:
+            tally = self._tallies[label]
+            tally.positive += presence is Presence.PRESENT
+            if probability >= tally.best:
+                tally.best, tally.presence = probability, presence
+        insort(self._tiles, glimpse.tile, key=lambda tile: tile.order)
         del self._tiles[TILES:]
 
     def draw(self, not_analyzed: int, algorithm: Algorithm, moment: datetime) -> UInt8:
@@ -129,6 +128,18 @@ class Overview:
                 write(row, tile.caption, (left, MARGIN + side + 24), scale, WHITE)
             rows.append(row)
         return rows
+
+
+def glimpse(findings: list[Finding], heat: Float32, name: str, pixel_height: float) -> Glimpse:
+    """Of a frame; heat: (rows, columns), of its most probable finding."""
+    top = most_probable(findings)
+    order = (-top.probability, frame_key(top.frame))
+    caption = f"{name}: {top.label.code.meaning} {top.probability:.0%}"
+    size = _fitting(top.frame.display.shape, LARGEST, pixel_height)
+    display = cv2.resize(top.frame.display, size, interpolation=cv2.INTER_AREA)
+    cells = cv2.resize(heat, size, interpolation=cv2.INTER_AREA)
+    tile = Tile(order, caption, display.astype(np.uint8), cells.astype(np.float32))
+    return Glimpse(tuple((x.label, x.probability, x.presence) for x in findings), tile)
 
 
 def most_probable(findings: list[Finding]) -> Finding:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, func, inspect, select
+from sqlalchemy import Connection, Engine, Table, create_engine, event, func, inspect, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 SCHEMA = "0005"  # the newest in migrations/; alembic is imported only by what looks there
+CHANNEL = "dicomai"
+TELL = text(f"NOTIFY {CHANNEL}")  # Postgres: to those who wait for a commit, see store.changes
 BUSY_SECONDS = 10  # a sender waits for as long, and many give up after 30
 
 
@@ -40,6 +42,8 @@ class Database:
         with self.engine.connect().execution_options(immediate=True) as connection:
             with connection.begin():
                 yield connection
+                if not self.is_sqlite and connection.in_transaction():  # it was not rolled back
+                    connection.execute(TELL)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -60,6 +64,8 @@ class Database:
                 if self.is_sqlite:
                     pooled.cursor().execute("BEGIN IMMEDIATE")
                 yield pooled.cursor()
+                if not self.is_sqlite:
+                    pooled.cursor().execute(TELL.text)
                 pooled.commit()
         except dialect.dbapi.Error as error:
             known = dialect.dbapi.Error

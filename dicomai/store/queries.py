@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from sqlalchemy import (
 )
 
 from dicomai.store.database import Database
-from dicomai.store.queue import held_here
+from dicomai.store.queue import as_instance, held_here
 from dicomai.store.states import OPEN
 from dicomai.store.tables import (
     UtcDateTime,
@@ -227,6 +228,36 @@ def due_study_attempts(database: Database) -> int | None:
     return attempts
 
 
+ARRIVING_ROWS = 64
+
+
+def arriving(database: Database, data_dir: Path) -> dict[str, list[Instance]]:
+    """Images of studies that are not due yet and of which nothing was ever sent: some, by study.
+
+    Not of those that somebody has died over.
+    """
+    with database.read() as connection:
+        rows = connection.execute(
+            select(instance)
+            .join(study, study.c.study_instance_uid == instance.c.study_instance_uid)
+            .where(
+                study.c.state == "receiving",
+                study.c.due_at > database.now(connection),
+                study.c.attempts == 0,
+                study.c.revision == 1,
+                instance.c.analyzable,
+                instance.c.path.is_not(None),
+                *held_here(database),
+            )
+            .order_by(study.c.due_at, instance.c.study_instance_uid, instance.c.received_at)
+            .limit(ARRIVING_ROWS)
+        ).all()
+    found: dict[str, list[Instance]] = {}
+    for row in rows:
+        found.setdefault(row.study_instance_uid, []).append(as_instance(row, data_dir))
+    return found
+
+
 def task_is_due(database: Database) -> bool:
     """Whether a claim is worth the write lock."""
     with database.read() as connection:
@@ -260,6 +291,52 @@ def has_due(database: Database, name: str) -> bool:
             .limit(1)
         )
         return connection.execute(due).first() is not None
+
+
+SOON_SECONDS = 0.2  # where something is due that cannot be taken at present
+LONGEST_SECONDS = 5.0  # also where nobody tells of commits, as behind a pooler of connections
+
+
+def seconds_to_due_study(database: Database) -> float:
+    """How long no study becomes due that is not due now, while nobody changes anything."""
+    states = and_(study.c.state.in_(("receiving", "analyzing")), study.c.due_at.is_not(None))
+    return _seconds_to(
+        database, select(func.min(study.c.due_at)).where(states, *held_here(database))
+    )
+
+
+def seconds_to_due_task(database: Database) -> float:
+    """The same of tasks."""
+    return _seconds_to(
+        database,
+        select(func.min(task.c.due_at)).where(
+            task.c.state.in_(("due", "running")),
+            task.c.due_at.is_not(None),
+            task.c.node.in_(("", database.node or "")),
+        ),
+    )
+
+
+def seconds_to_due_delivery(database: Database, name: str) -> float:
+    """The same of what a destination gets, and of the destination itself."""
+    mine = (
+        delivery.c.destination == name,
+        delivery.c.state.in_(OPEN),
+        delivery.c.due_at.is_not(None),
+    )
+    return max(
+        _seconds_to(database, select(func.min(delivery.c.due_at)).where(*mine)),
+        _seconds_to(
+            database, select(destination.c.due_at).where(destination.c.name == name), SOON_SECONDS
+        ),
+    )
+
+
+def _seconds_to(database: Database, moment: Any, never: float = LONGEST_SECONDS) -> float:
+    with database.read() as connection:
+        due = connection.execute(moment).scalar_one_or_none()
+        seconds = never if due is None else (due - database.now(connection)).total_seconds()
+    return min(LONGEST_SECONDS, max(SOON_SECONDS, seconds))
 
 
 def is_idle(database: Database) -> bool:

@@ -295,16 +295,18 @@ def _members(connection: Connection, uid: str, data_dir: Path) -> tuple[Instance
         )
         .order_by(instance.c.series_instance_uid, instance.c.sop_instance_uid)
     )
-    return tuple(
-        Instance(
-            row.sop_instance_uid,
-            row.sop_class_uid,
-            row.series_instance_uid,
-            row.transfer_syntax_uid,
-            data_dir / row.path,
-            row.digest,
-        )
-        for row in rows
+    return tuple(as_instance(row, data_dir) for row in rows)
+
+
+def as_instance(row: Any, data_dir: Path) -> Instance:
+    """A row that still has its file."""
+    return Instance(
+        row.sop_instance_uid,
+        row.sop_class_uid,
+        row.series_instance_uid,
+        row.transfer_syntax_uid,
+        data_dir / row.path,
+        row.digest,
     )
 
 
@@ -595,6 +597,33 @@ def release_study(
         if done.rowcount:
             uid = claim.study.study_instance_uid
             record(connection, now, "study", uid, "analyzing", "receiving", reason or "given back")
+
+
+def begin_ahead(database: Database, study_instance_uid: str) -> bool:
+    """Count an attempt at a study whose images are worked on while it arrives.
+
+    False where it does not arrive any more, or somebody has died over it.
+    """
+    return _count_ahead(database, study_instance_uid, 0, 1)
+
+
+def end_ahead(database: Database, study_instance_uid: str) -> None:
+    """Nobody has died: the attempt does not count."""
+    _count_ahead(database, study_instance_uid, 1, 0)
+
+
+def _count_ahead(database: Database, uid: str, before: int, after: int) -> bool:
+    with database.write() as connection:
+        done = connection.execute(
+            update(study)
+            .where(
+                study.c.study_instance_uid == uid,
+                study.c.state == "receiving",
+                study.c.attempts == before,
+            )
+            .values(attempts=after)
+        )
+        return bool(done.rowcount)
 
 
 def retry_study(database: Database, study_instance_uid: str) -> bool:

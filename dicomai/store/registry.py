@@ -48,8 +48,21 @@ def register(database: Database, name: str, version: str, sha256: str) -> str:
         return _register(database, connection, name, version, sha256)
 
 
+def register_candidate(database: Database, name: str, version: str, sha256: str) -> str:
+    """Note a package that only a person makes active. Returns the SHA-256 on record."""
+    with database.write() as connection:
+        return _note(database, connection, name, version, sha256, "candidate")
+
+
 def _register(
     database: Database, connection: Connection, name: str, version: str, sha256: str
+) -> str:
+    state = "candidate" if _active(connection, name) else "active"
+    return _note(database, connection, name, version, sha256, state)
+
+
+def _note(
+    database: Database, connection: Connection, name: str, version: str, sha256: str, state: str
 ) -> str:
     now = database.now(connection)
     known = connection.execute(
@@ -57,7 +70,6 @@ def _register(
     ).scalar_one_or_none()
     if known is not None:
         return str(known)
-    state = "candidate" if _active(connection, name) else "active"
     connection.execute(
         model.insert().values(
             name=name,

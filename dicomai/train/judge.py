@@ -1,6 +1,6 @@
 """A trained network made ready to be used: calibrated, with thresholds, and measured."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from dicomai.infer.network import NetworkWithMaps
+from dicomai.prepare.image import normalize
+from dicomai.study import Float32, Model
 from dicomai.train.dataset import Data, subgroups
 from dicomai.train.evaluate import (
     Array,
@@ -26,6 +28,8 @@ from dicomai.train.loop import score
 from dicomai.train.recipe import Recipe
 
 GROUPS = ("source", "sex", "age", "view", "manufacturer")
+AT_ONCE = 32  # images
+Score = Callable[[Float32], tuple[Float32, Float32]]
 FEWEST = 5  # patients of each class, that a group's figures are made of
 
 
@@ -113,6 +117,21 @@ def exact(network: NetworkWithMaps, data: Data, recipe: Recipe) -> Array:
     """Logits in full precision, as the daemon computes them: (N, K)."""
     plain = recipe.model_copy(update={"half_precision": False})
     return score(network, data.images, plain).numpy().astype(np.float64)
+
+
+def said_by(score: Score, model: Model, squares: NDArray[np.uint8]) -> Array:
+    """What a model says of grey images (N, size, size), letterboxed: probabilities (N, K)."""
+    parts = [
+        score(np.stack([as_input(model, square) for square in squares[start : start + AT_ONCE]]))[0]
+        for start in range(0, len(squares), AT_ONCE)
+    ]
+    return np.concatenate(parts).astype(np.float64)
+
+
+def as_input(model: Model, square: NDArray[np.uint8]) -> Float32:
+    """A grey image as the daemon shows it to a model: (channels, size, size)."""
+    shown = square.astype(np.float32) / np.float32(255)
+    return normalize(shown, model.preprocessing, model.channels)
 
 
 def probabilities(logits: Array, kind: str) -> Array:
