@@ -64,6 +64,7 @@ class Receive(_Section):
     host: str = "0.0.0.0"  # a PACS is another machine
     port: Port = 11112
     calling_ae_titles: tuple[AETitle, ...] = ()
+    stat_calling_ae_titles: tuple[AETitle, ...] = ()
     addresses: tuple[Network, ...] = ()
     max_associations: int = Field(default=20, ge=1)
     idle_seconds: float = Field(default=60.0, gt=0)

@@ -61,6 +61,7 @@ class Loaded:
             self._batcher.predict,
         )
         self.ahead = Ahead(database, self.scorer, settings.data_dir, outputs(settings))
+        self.stat_scorer = dataclasses.replace(self.scorer, predict=self._batcher.predict_first)
         self.users = 0
 
     def tell(self) -> None:
@@ -124,7 +125,8 @@ class Worker:
                 return self._work_ahead(loaded.ahead)
             ready = loaded.ahead.take(claim.study.instances)
             try:
-                self._work(claim, loaded.scorer, ready)
+                scorer = loaded.stat_scorer if claim.stat else loaded.scorer
+                self._work(claim, scorer, ready)
             finally:
                 discard(ready.values())
         finally:

@@ -94,10 +94,11 @@ class Bench:
         analyzable: bool = True,
         expected: int | None = None,
         uid: str | None = None,
+        stat: bool = False,
     ) -> tuple[Outcome, Path | None]:
         """One instance of a study arrives; content stands for its bytes."""
         arrived = instance(number, study, content, uid)
-        arrival = Arrival(arrived, study, 1, analyzable, "MODALITY", expected)
+        arrival = Arrival(arrived, study, 1, analyzable, "MODALITY", expected, stat=stat)
         (done,) = arrivals.arrive(self.database, [arrival], DATA, QUIET, as_it_is)
         return done
 

@@ -19,6 +19,7 @@ class Device:
 
     def __init__(self) -> None:
         self.batches: list[int] = []
+        self.seen: list[list[float]] = []
         self.free = threading.Event()
         self.busy = threading.Event()
         self.free.set()
@@ -28,6 +29,7 @@ class Device:
         self.busy.set()
         assert self.free.wait(30)
         self.batches.append(len(images))
+        self.seen.append(images[:, 0, 0, 0].tolist())
         if images.min() < 0:
             raise ValueError("out of memory")
         return images[:, 0, 0, :1], images[:, :1]
@@ -145,6 +147,20 @@ def test_with_more_callers_than_room_everybody_has_a_turn(
     assert many.result()[0][:, 0].tolist() == list(range(1, 51))
     assert ended == ["one", "many"]
     batcher.close()
+
+
+def test_stat_images_go_before_all_others_which_share_what_is_left(
+    device: Device, batcher: Batcher, callers: ThreadPoolExecutor
+) -> None:
+    hold(device, batcher, callers)
+    many = callers.submit(batcher.predict, images(*range(1, 5)))
+    waiting(batcher, 1)
+    stat = callers.submit(batcher.predict_first, images(5, 6, 7, 8, 9, 10))
+    waiting(batcher, 2)
+    device.free.set()
+    assert stat.result()[0][:, 0].tolist() == [5, 6, 7, 8, 9, 10]
+    assert many.result()[0][:, 0].tolist() == [1, 2, 3, 4]
+    assert device.seen == [[0], [5, 6, 7, 8], [9, 10, 1, 2], [3, 4]]
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,9 @@ def test_of_every_kind_of_image_it_says_what_pydicom_says(kind: str, syntax: str
     {"NumberOfStudyRelatedInstances": "0"}, {"NumberOfStudyRelatedInstances": "12"},
     {"NumberOfStudyRelatedInstances": "9" * 20}, {"NumberOfStudyRelatedInstances": "9" * 5000},
     {"NumberOfStudyRelatedInstances": "-1"}, {"Manufacturer": "dicomai"},
+    {"RequestedProcedurePriority": "STAT"}, {"RequestedProcedurePriority": "HIGH "},
+    {"RequestedProcedurePriority": " STAT"}, {"RequestedProcedurePriority": "STAT\\HIGH"},
+    {"RequestedProcedurePriority": ""}, {"RequestedProcedurePriority": "LOW"},
 ])  # fmt: skip
 def test_odd_values_are_what_pydicom_says(attributes: dict[str, str | None]) -> None:
     ds = make.chest_radiograph(NumberOfStudyRelatedInstances="3")
@@ -90,6 +93,36 @@ def test_odd_values_are_what_pydicom_says(attributes: dict[str, str | None]) -> 
         None,
         asked(data, ExplicitVRLittleEndian),
     }
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+@pytest.mark.parametrize(
+    ("priority", "stat"), [("STAT", True), ("HIGH", True), ("ROUTINE", False), ("", False)]
+)
+def test_the_priority_of_the_requested_procedure_says_what_is_stat(
+    priority: str, stat: bool, syntax: str
+) -> None:
+    ds = make.chest_radiograph(RequestedProcedurePriority=priority)
+    ds.RequestAttributesSequence = Sequence([Dataset()])
+    ds.RequestAttributesSequence[0].RequestedProcedurePriority = "LOW" if stat else "STAT"
+    data = encoded(ds, syntax)
+    found = header.glance(data[: inbox.START_BYTES], syntax)
+    assert found is not None
+    assert found == asked(data, syntax)
+    assert found.stat is stat
+
+
+def test_what_is_broken_before_the_priority_is_read_without_it() -> None:
+    ds = make.chest_radiograph(RequestedProcedurePriority="STAT")
+    data = encoded(ds, ExplicitVRLittleEndian)
+    broken = bytearray(data)
+    place = data.index(b"\x28\0\x10\0US") + 4
+    broken[place : place + 2] = b"??"
+    for end in (len(data), place + 2):
+        found = asked(bytes(broken[:end]), ExplicitVRLittleEndian)
+        assert found is not None
+        assert found.study_instance_uid == ds.StudyInstanceUID
+        assert header.glance(bytes(broken[:end]), ExplicitVRLittleEndian) in {None, found}
 
 
 def test_a_count_that_no_database_holds_is_none() -> None:
@@ -113,7 +146,7 @@ def test_a_value_of_another_vr_is_left_to_pydicom() -> None:
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
 def test_of_damaged_bytes_it_says_what_pydicom_says_or_nothing(syntax: str) -> None:
     draw, said = random.Random(20261122), 0
-    ds = nested(make.chest_radiograph())
+    ds = nested(make.chest_radiograph(RequestedProcedurePriority="STAT"))
     whole = [encoded(ds, syntax, undefined) for undefined in (False, True)]
     for turn in range(3000):
         data = bytearray(whole[turn % 2][:4000])

@@ -116,6 +116,36 @@ def test_only_listed_senders_are_let_in(database: Database, tmp_path: Path) -> N
             sender.echo("127.0.0.1", port, "DICOMAI", "STRANGER", 5)
 
 
+@pytest.mark.parametrize(
+    ("calling_ae_title", "priority", "attributes", "stat"),
+    [
+        ("MODALITY", 0, {}, False),
+        ("MODALITY", 2, {"RequestedProcedurePriority": "ROUTINE"}, False),
+        ("EMERGENCY", 0, {}, True),
+        ("MODALITY", 1, {}, True),
+        ("MODALITY", 0, {"RequestedProcedurePriority": "STAT"}, True),
+    ],
+)
+def test_who_sends_with_which_priority_says_what_is_stat(
+    database: Database,
+    tmp_path: Path,
+    calling_ae_title: str,
+    priority: int,
+    attributes: dict[str, str],
+    stat: bool,
+) -> None:
+    ds = make.chest_radiograph(**attributes)
+    ae = AE(calling_ae_title)
+    ae.add_requested_context(ds.SOPClassUID, ds.file_meta.TransferSyntaxUID)
+    with listening(database, tmp_path, stat_calling_ae_titles=("EMERGENCY",)) as port:
+        assoc = ae.associate("127.0.0.1", port, ae_title="DICOMAI")
+        assert assoc.send_c_store(ds, priority=priority).Status == 0x0000
+        assoc.release()
+    row = queries.one_study(database, ds.StudyInstanceUID)
+    assert row is not None
+    assert row["stat"] is stat
+
+
 def test_echo_is_answered_to_dcmtk(database: Database, tmp_path: Path) -> None:
     need("/usr/bin/storescu")
     with listening(database, tmp_path) as port:

@@ -147,6 +147,74 @@ def test_a_claim_takes_what_has_been_due_longest_and_nobody_else_gets_it(bench: 
     assert [c and c.study.study_instance_uid for c in claims] == ["1.2", "1.3", "1.1", None]
 
 
+def test_stat_studies_are_claimed_before_what_has_been_due_longer(bench: Bench) -> None:
+    for study, stat in (("1.1", False), ("1.2", True), ("1.3", False), ("1.4", True)):
+        bench.arrive(study=study, stat=stat)
+        bench.clock.wait(1)
+    bench.clock.wait(QUIET)
+    claims = [bench.claim() for _ in range(4)]
+    found = [(c.study.study_instance_uid, c.stat) for c in claims if c]
+    assert found == [("1.2", True), ("1.4", True), ("1.1", False), ("1.3", False)]
+
+
+def test_a_stat_study_that_is_not_due_holds_up_no_other(bench: Bench) -> None:
+    bench.arrive(study="1.1")
+    bench.clock.wait(QUIET)
+    bench.arrive(study="1.2", stat=True)
+    claimed = bench.claim()
+    assert claimed is not None
+    assert claimed.study.study_instance_uid == "1.1"
+
+
+def test_once_stat_a_study_stays_stat(bench: Bench) -> None:
+    bench.arrive(1)
+    assert not bench.study().stat
+    bench.arrive(2, stat=True)
+    bench.arrive(3)
+    assert bench.study().stat
+    bench.analyze()
+    bench.arrive(4)
+    assert bench.claim_due().stat
+
+
+def test_an_image_that_is_sent_again_as_stat_makes_its_study_stat(bench: Bench) -> None:
+    bench.arrive()
+    before = bench.study()
+    assert bench.arrive(stat=True) == (Outcome.DUPLICATE, None)
+    assert bench.study()._asdict() == {**before._asdict(), "stat": True}
+
+
+def test_what_holds_no_image_makes_no_study_stat(bench: Bench) -> None:
+    bench.arrive(1, analyzable=False, stat=True)
+    assert not bench.study().stat
+
+
+def test_a_stat_study_that_is_due_is_asked_for_before_one_that_crashed(bench: Bench) -> None:
+    bench.arrive(study="1.1")
+    for _ in range(CRASHES_IN_COMPANY):
+        bench.claim_due()
+    bench.arrive(study="1.2", stat=True)
+    bench.clock.wait(LEASE)
+    assert queries.due_study_attempts(bench.database) == 0
+    claimed = bench.claim()
+    assert claimed is not None
+    assert claimed.study.study_instance_uid == "1.2"
+    assert queries.due_study_attempts(bench.database) == CRASHES_IN_COMPANY
+
+
+def test_deliveries_of_stat_studies_go_first_but_not_again_and_again(bench: Bench) -> None:
+    for study, stat in (("1.1", False), ("1.2", True)):
+        bench.arrive(study=study, stat=stat)
+        bench.clock.wait(1)
+    for _ in range(2):
+        bench.analyze()
+    (first,) = bench.claim_deliveries(limit=1)
+    assert first.study_instance_uid == "1.2"
+    outbox.finish_delivery(bench.database, first, "pending", "the peer is busy", 0.0)
+    order = [item.study_instance_uid for item in bench.claim_deliveries()]
+    assert order == ["1.2", "1.1", "1.1", "1.2"]
+
+
 def test_eight_threads_claim_forty_studies_once_each(bench: Bench) -> None:
     studies = [f"1.2.{number}" for number in range(1, 41)]
     for study in studies:

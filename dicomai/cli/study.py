@@ -21,7 +21,15 @@ from dicomai.store import queries, queue
 
 app = typer.Typer(help="What is known of each study.", no_args_is_help=True)
 
-LISTED = ["study_instance_uid", "state", "instances", "analyzed_at", "deliveries_waiting", "reason"]
+LISTED = [
+    "study_instance_uid",
+    "state",
+    "stat",
+    "instances",
+    "analyzed_at",
+    "deliveries_waiting",
+    "reason",
+]
 StudyUid = Annotated[str, typer.Argument(metavar="STUDY_INSTANCE_UID")]
 State = Literal["receiving", "analyzing", "analyzed", "skipped", "failed"]
 

@@ -21,6 +21,7 @@ class _Call:
     """Somebody's images, how many of them have been taken, and what was said of those."""
 
     images: Float32
+    stat: bool = False
     taken: int = 0
     parts: list[Scored] = field(default_factory=list)
     answer: "Future[Scored]" = field(default_factory=Future)
@@ -35,6 +36,7 @@ class Batcher:
     """Gathers what waits, up to size images, without ever waiting for more.
 
     Callers have equal shares of a batch: one with many images does not keep the others waiting.
+    Stat callers are served first, the others with what they leave of each batch.
     """
 
     def __init__(self, score: Callable[[Float32], Scored], size: int) -> None:
@@ -48,7 +50,13 @@ class Batcher:
 
     def predict(self, images: Float32) -> Scored:
         """Score (N, C, size, size), N > 0; blocks. Errors of the forward pass are raised here."""
-        call = _Call(images)
+        return self._predict(_Call(images))
+
+    def predict_first(self, images: Float32) -> Scored:
+        """predict(), before all who do not call this."""
+        return self._predict(_Call(images, stat=True))
+
+    def _predict(self, call: _Call) -> Scored:
         with self._changed:
             self._waiting.append(call)
             self._changed.notify()
@@ -67,14 +75,23 @@ class Batcher:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 if not self._waiting:
                     return
-                shares = _shares([call.left for call in self._waiting], self._size)
-                batch = list(zip(self._waiting, shares, strict=True))
-            self._forward([(call, share) for call, share in batch if share])
-            served = {call for call, share in batch if share}
+                batch = self._batch()
+            self._forward(batch)
+            served = {call for call, _ in batch}
             with self._changed:
                 left = [c for c in self._waiting if c.left and not c.answer.done()]
                 # Those that were served go to the end.
                 self._waiting = sorted(left, key=served.__contains__)
+
+    def _batch(self) -> list[tuple[_Call, int]]:
+        """Who is served next, with how many images."""
+        chosen, room = [], self._size
+        for stat in (True, False):
+            calls = [call for call in self._waiting if call.stat is stat]
+            shares = _shares([call.left for call in calls], room)
+            chosen += [(call, share) for call, share in zip(calls, shares, strict=True) if share]
+            room -= sum(shares)
+        return chosen
 
     def _forward(self, batch: Sequence[tuple[_Call, int]]) -> None:
         try:

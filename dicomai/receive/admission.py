@@ -57,6 +57,7 @@ class Admission:
                 header.expected_instances,
                 header.patient_id,
                 header.accession_number,
+                header.stat,
             )
         )
         # Not in turn: the kernel does what comes at the same time in one (ext4's journal).

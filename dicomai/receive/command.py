@@ -19,12 +19,14 @@ AFFECTED_SOP_CLASS_UID = 0x0002
 COMMAND_FIELD = 0x0100
 MESSAGE_ID = 0x0110
 MESSAGE_ID_RESPONDED_TO = 0x0120
+PRIORITY = 0x0700
 DATASET_TYPE = 0x0800
 STATUS = 0x0900
 AFFECTED_SOP_INSTANCE_UID = 0x1000
 EVENT_TYPE_ID = 0x1002
 
 NO_DATASET = 0x0101
+HIGH = b"\x01\x00"  # PS3.7 9.3.1.1; medium is 0, low 2
 LONGEST_UID = 64
 FOUR_NUMBERS = struct.Struct("<" + "HHIH" * 4)
 
@@ -59,6 +61,11 @@ class Command:
     def sop_instance_uid(self) -> str:
         """Affected SOP Instance UID, empty where it is missing."""
         return self._uid(AFFECTED_SOP_INSTANCE_UID)
+
+    @property
+    def is_high(self) -> bool:
+        """Whether a C-STORE has priority; a priority that is none is passed over."""
+        return self.elements.get(PRIORITY) == HIGH
 
     def _number(self, element: int) -> int:
         value = self.elements.get(element, b"")

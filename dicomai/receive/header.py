@@ -25,8 +25,11 @@ KEYWORDS = (
     "PatientID",
     "AccessionNumber",
     "NumberOfStudyRelatedInstances",
+    "RequestedProcedurePriority",
 )
 WANTED: list[BaseTag | int] = [Tag(keyword) for keyword in KEYWORDS]
+_NEEDED = WANTED[:-1]
+URGENT = {"STAT", "HIGH"}  # of STAT, HIGH, ROUTINE, MEDIUM, LOW (PS3.3 C.4.11)
 _KEYWORD_OF = {int(Tag(keyword)): keyword for keyword in KEYWORDS}
 _VR_OF = {tag: dictionary_VR(tag).encode() for tag in _KEYWORD_OF}
 _LAST = max(_KEYWORD_OF)
@@ -36,6 +39,8 @@ _SHORT = set(b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".s
 _LONG = set(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _DEEPEST = 8
+_EXPLICIT = struct.Struct("<HH2sH").unpack_from
+_IMPLICIT = struct.Struct("<HHI").unpack_from
 LONGEST = 64  # of the wanted values (PS3.5 6.2)
 # Characters of which it makes no difference in which character set they are, and no backslash.
 _PLAIN = re.compile(rb"[!-\[\]-~]([ -\[\]-~]*[!-\[\]-~])?")
@@ -57,6 +62,7 @@ class Header:
     expected_instances: int | None
     patient_id: str
     accession_number: str
+    stat: bool = False
 
 
 def parse(dataset: bytes, syntax_uid: str) -> Header:
@@ -65,9 +71,16 @@ def parse(dataset: bytes, syntax_uid: str) -> Header:
     Raises NotDicom where one is missing or is no UID (it becomes a file name).
     """
     try:
-        return of_dataset(parse_head(dataset, UID(syntax_uid), WANTED))
+        return of_dataset(_head(dataset, UID(syntax_uid)))
     except PARSER_ERRORS as error:
         raise NotDicom(f"cannot be parsed as DICOM ({kind(error)})") from error
+
+
+def _head(dataset: bytes, syntax: UID) -> Dataset:
+    try:
+        return parse_head(dataset, syntax, WANTED)
+    except PARSER_ERRORS:  # the priority lies far behind the others, which are enough to keep it
+        return parse_head(dataset, syntax, _NEEDED)
 
 
 def kind(error: BaseException) -> str:
@@ -97,6 +110,7 @@ def _header(values: Mapping[str, str]) -> Header:
         expected_instances=(int(expected) if COUNT_PATTERN.fullmatch(expected) else 0) or None,
         patient_id=values.get("PatientID", ""),
         accession_number=values.get("AccessionNumber", ""),
+        stat=values.get("RequestedProcedurePriority", "").strip() in URGENT,
     )
 
 
@@ -132,10 +146,16 @@ def _scan(data: bytes, syntax_uid: str) -> dict[str, str]:
         raise _Unusual
     is_explicit = syntax_uid != ImplicitVRLittleEndian
     found: dict[str, str] = {}
-    at, before = 0, -1
+    at, before, vr = 0, -1, b""
     while True:
-        vr = data[at + 4 : at + 6]
-        tag, length, at = _element(data, at, is_explicit)
+        if is_explicit:  # most elements, without a call
+            group, element, vr, length = _EXPLICIT(data, at)
+            tag, at = group << 16 | element, at + 8
+            if vr not in _SHORT or group == _ITEM >> 16:
+                tag, length, at = _element(data, at - 8, is_explicit)
+        else:
+            group, element, length = _IMPLICIT(data, at)
+            tag, at = group << 16 | element, at + 8
         if tag > _LAST:
             return found
         if tag <= before:
@@ -162,7 +182,7 @@ def _text(data: bytes, at: int, length: int) -> str:
 
 def _element(data: bytes, at: int, is_explicit: bool) -> tuple[int, int, int]:
     """Tag and length of the element, and where its value begins."""
-    group, element, vr, short = struct.unpack_from("<HH2sH", data, at)
+    group, element, vr, short = _EXPLICIT(data, at)
     tag = group << 16 | element
     if is_explicit and group != 0xFFFE:
         if vr in _SHORT:

@@ -18,7 +18,7 @@ from dicomai.receive.header import Header
 from dicomai.study import Instance
 
 # What of an object is kept in memory: its identifying attributes are hardly ever further on.
-START_BYTES = 1 << 16
+START_BYTES = 1 << 17
 # Preamble, prefix, the group length's own element, and what it counts (PS3.10 7.1).
 BEFORE_META = 128 + 4 + 12
 

@@ -1,5 +1,6 @@
 """Storage and Verification SCP (PS3.4 Annex B and A): keep, commit, and only then Success."""
 
+import dataclasses
 import io
 import os
 import socket
@@ -209,6 +210,8 @@ class Listener:
                 reason="not the command's UID",
             )
             return MISMATCH
+        if asked.is_high or self._is_stat(association):
+            header = dataclasses.replace(header, stat=True)
         visit = self._visit(association)
         with self._lock:
             visit.touched.add(header.study_instance_uid)
@@ -223,6 +226,9 @@ class Listener:
             outcome=outcome.value,
         )
         return SUCCESS
+
+    def _is_stat(self, association: Association) -> bool:
+        return association.calling_ae_title in self._receive.stat_calling_ae_titles
 
     def _has_space(self, visit: _Visit) -> bool:
         found = os.statvfs(self._data_dir)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
+    Boolean,
     ColumnElement,
     Connection,
     Dialect,
@@ -63,6 +64,7 @@ _IS_USUAL = (
     study.c.node == bindparam("node"),
     study.c.expected_instances.is_(None),
     or_(study.c.accession != _NOTHING, study.c.accession == bindparam("accession")),
+    or_(study.c.stat, ~bindparam("stat", type_=Boolean)),
     ~exists().where(result.c.sop_instance_uid == bindparam("sop_instance_uid")),
 )
 _USUAL = select(*(bindparam(column.name, type_=column.type) for column in instance.c)).where(
@@ -92,7 +94,7 @@ class Outcome(enum.Enum):
 class Arrival:
     """One instance on disk; expected_instances: how many the sender says the study has.
 
-    patient_id, accession_number: kept as keyed hashes only
+    patient_id, accession_number: kept as keyed hashes only; stat: somebody waits for its study
     """
 
     instance: Instance
@@ -103,6 +105,7 @@ class Arrival:
     expected_instances: int | None = None
     patient_id: str = ""
     accession_number: str = ""
+    stat: bool = False
 
 
 def arrive(
@@ -217,6 +220,7 @@ def _usual_row(
     return _row(arrival, path, now, True, patient) | {
         "node": database.node,
         "accession": accession,
+        "stat": arrival.stat,
         "of_study": arrival.study_instance_uid,
         "of_node": database.node,
         "due": due,
@@ -241,6 +245,7 @@ def _arrive(
     known = lock_study(connection, database, arrival.study_instance_uid, now)
     confirm(new.path)
     _note_accession(connection, database, known, arrival)
+    _note_stat(connection, known, arrival)
     same = {"of_study": arrival.study_instance_uid, "uid": new.sop_instance_uid}
     old = connection.execute(_BEFORE, same).first()
     is_elsewhere = database.node not in {None, known.node}
@@ -279,6 +284,12 @@ def _note_accession(
         connection.execute(
             _OF_STUDY.values(accession=key), {"of_study": arrival.study_instance_uid}
         )
+
+
+def _note_stat(connection: Connection, known: Any, arrival: Arrival) -> None:
+    """Also of what is sent a second time: somebody may have lost his patience."""
+    if arrival.stat and arrival.analyzable and not known.stat:
+        connection.execute(_OF_STUDY.values(stat=True), {"of_study": arrival.study_instance_uid})
 
 
 def _row(

@@ -91,8 +91,8 @@ def claim_deliveries(
 ) -> list[Delivery]:
     """Take up to limit objects that are due for a destination, in the order of their making.
 
-    Those that have failed before come last, so that one that its destination cannot take at
-    present holds up no other.
+    Those of stat studies come first. Those that have failed before come last, so that one that its
+    destination cannot take at present holds up no other.
     """
     with database.write() as connection:
         now = database.now(connection)
@@ -112,7 +112,9 @@ def claim_deliveries(
                 result.c.path.is_not(None),
                 *held_here(database),
             )
-            .order_by(delivery.c.attempts, delivery.c.id)
+            .order_by(
+                delivery.c.attempts > 0, study.c.stat.desc(), delivery.c.attempts, delivery.c.id
+            )
             .limit(limit)
             .with_for_update(skip_locked=True, of=delivery)
         ).all()

@@ -78,6 +78,7 @@ v_study = table(
     column("deliveries_waiting", Integer),
     column("delivered_at", UtcDateTime),
     column("turnaround_seconds", Float),
+    column("stat", Boolean),
 )
 
 v_delivery = table(
@@ -206,15 +207,24 @@ def deliveries(
 
 
 def due_study_attempts(database: Database) -> int | None:
-    """Attempts of the most crashed study that is due; None: a claim is not worth the write lock."""
+    """Attempts of the most crashed study that is due, where stat studies are, of those.
+
+    None: a claim is not worth the write lock.
+    """
     with database.read() as connection:
         now = database.now(connection)
-        due = select(func.max(study.c.attempts)).where(
-            study.c.state.in_(("receiving", "analyzing")),
-            study.c.due_at <= now,
-            *held_here(database),
+        due = (
+            select(func.max(study.c.attempts))
+            .where(
+                study.c.state.in_(("receiving", "analyzing")),
+                study.c.due_at <= now,
+                *held_here(database),
+            )
+            .group_by(study.c.stat)
+            .order_by(study.c.stat.desc())
+            .limit(1)
         )
-        attempts: int | None = connection.execute(due).scalar_one()
+        attempts: int | None = connection.execute(due).scalar_one_or_none()
     return attempts
 
 

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
     text,
 )
 
@@ -61,6 +62,7 @@ def _only(where: str, *columns: str, name: str | None = None) -> Index:
 
 
 DUE = "due_at IS NOT NULL"
+STAT = text("study.stat")  # in the words of its index, which SQLite compares
 
 # One row: which database this is, and what makes a patient's key of a Patient ID.
 site = Table(
@@ -74,6 +76,7 @@ site = Table(
 # due_at is quiet period, retry back-off and lease expiry in one; null: nothing is due.
 # node: the data folder that holds its files; null: received before there were nodes.
 # accession: a keyed hash of the Accession Number; empty: it has none; null: nobody looked.
+# stat: somebody waits for it, who sent it so; once stat, always stat.
 study = Table(
     "study",
     metadata,
@@ -90,8 +93,10 @@ study = Table(
     Column("accession", String(64)),
     Column("received_at", UtcDateTime, nullable=False),
     Column("last_received_at", UtcDateTime, nullable=False),
+    Column("stat", Boolean, nullable=False, server_default=false()),
     Index(None, "accession"),
     _only(DUE, "due_at"),
+    _only(f"stat AND {DUE}", "due_at", name="ix_study_stat"),
     Index(None, "last_received_at"),
     _only("state <> 'analyzed'", "last_received_at", name="ix_study_open"),
 )

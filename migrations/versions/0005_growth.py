@@ -1,4 +1,4 @@
-"""cost that does not grow with the history
+"""cost that does not grow with the history, stat studies
 
 Revision: 0005, after 0004
 """
@@ -42,7 +42,7 @@ SELECT study.study_instance_uid, study.state, study.revision, study.analyzed_rev
        {waiting} AS deliveries_waiting,
        {delivered} AS delivered_at,
        CASE WHEN {delivered} >= study.last_received_at AND {waiting} = 0
-            THEN {turnaround} END AS turnaround_seconds
+            THEN {turnaround} END AS turnaround_seconds{more}
 FROM study
 LEFT JOIN analysis ON analysis.study_instance_uid = study.study_instance_uid
                   AND analysis.revision = study.analyzed_revision
@@ -65,13 +65,13 @@ ADDED = (
 )
 
 
-def _v_study(waiting: str, delivered: str) -> None:
+def _v_study(waiting: str, delivered: str, more: str) -> None:
     sqlite = op.get_bind().dialect.name == "sqlite"
     turnaround = (SECONDS_SQLITE if sqlite else SECONDS_POSTGRES).format(
         later=delivered, earlier="study.last_received_at"
     )
     op.execute("DROP VIEW v_study")
-    view = V_STUDY.format(waiting=waiting, delivered=delivered, turnaround=turnaround)
+    view = V_STUDY.format(waiting=waiting, delivered=delivered, turnaround=turnaround, more=more)
     op.execute("CREATE VIEW v_study AS " + view)
 
 
@@ -86,11 +86,17 @@ def upgrade() -> None:
         _index(name, table, column, where)
     for name, table, column, where in ADDED:
         _index(name, table, column, where)
-    _v_study(WAITING, DELIVERED)
+    op.add_column(
+        "study", sa.Column("stat", sa.Boolean(), nullable=False, server_default=sa.false())
+    )
+    _index("ix_study_stat", "study", "due_at", f"stat AND {DUE}")
+    _v_study(WAITING, DELIVERED, ", study.stat")
 
 
 def downgrade() -> None:
-    _v_study(WAITING_IN_0004, DELIVERED_IN_0004)
+    _v_study(WAITING_IN_0004, DELIVERED_IN_0004, "")
+    op.drop_index("ix_study_stat", table_name="study")
+    op.drop_column("study", "stat")
     for name, table, _, _ in ADDED:
         op.drop_index(name, table_name=table)
     for name, table, column, _ in PARTIAL:
