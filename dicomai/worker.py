@@ -60,8 +60,8 @@ class Loaded:
             engine.biases,
             self._batcher.predict,
         )
-        self.stat_scorer = dataclasses.replace(self.scorer, predict=self._batcher.predict_first)
         self.ahead = Ahead(database, self.scorer, settings.data_dir, outputs(settings))
+        self.stat_scorer = dataclasses.replace(self.scorer, predict=self._batcher.predict_first)
         self.users = 0
 
     def tell(self) -> None:
@@ -123,9 +123,9 @@ class Worker:
         try:
             if claim is None:
                 return self._work_ahead(loaded.ahead)
-            scorer = loaded.stat_scorer if claim.stat else loaded.scorer
             ready = loaded.ahead.take(claim.study.instances)
             try:
+                scorer = loaded.stat_scorer if claim.stat else loaded.scorer
                 self._work(claim, scorer, ready)
             finally:
                 discard(ready.values())
