@@ -96,9 +96,13 @@ def test_the_claim_takes_what_was_made_and_scores_nothing_again(
     assert set(ready) == set(claim.study.instances)
     known = replace(context(tmp_path, uid), ready=ready)
     done = analyze(claim.study, replace(scorer, predict=unused), known)
-    again = {x.digest: y for x, y in ready.items()}
-    now = next(p.predictions[0].score.analyzed_at for p in again.values() if isinstance(p, Part))
-    plain = replace(context(tmp_path, uid), now=now, out=tmp_path / "plain")
+    scores = {
+        (item.frame.source.digest, item.frame.number): item.score
+        for part in ready.values()
+        if isinstance(part, Part)
+        for item in part.predictions
+    }
+    plain = replace(context(tmp_path, uid), scores=scores, out=tmp_path / "plain")
     for mine, other in zip(done.results, analyze(claim.study, scorer, plain).results, strict=True):
         assert mine.sop_instance_uid == other.sop_instance_uid
         assert mine.path.read_bytes() == other.path.read_bytes()

@@ -43,7 +43,8 @@ def blend(display: UInt8, heat: Float32) -> UInt8:
 
 
 def outline(picture: UInt8, heat: Float32) -> UInt8:
-    """Draw lines where heat, (rows, columns), reaches the fixed levels; the same on every image."""
+    """Lines where heat, (rows, columns), reaches the fixed levels; the same on every image."""
+    picture = picture.copy()
     thickness = max(1, round(picture.shape[1] / 900))
     # Beyond the border as at it: lines along the border lie outside, and are not drawn.
     margin = 2 * thickness + 1
