@@ -216,7 +216,7 @@ def spoil(model: Model, folder: Path) -> None:
 def test_one_that_would_say_too_much_else_is_not_installed(trained: Path) -> None:
     models = load(trained).data_dir / "models" / NAME
     spoil(package_of(trained, "3"), models / "4")
-    done = command(trained, "model", "compress", NAME, "4")
+    done = command(trained, "model", "compress", NAME, "4", seconds=260)
     assert done.returncode == 1, done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith(
