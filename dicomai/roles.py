@@ -180,8 +180,8 @@ def work_until(
     """
     changes = Changes(database)
     while not stop.is_set():
-        changes.begin()
         try:
+            changes.begin()
             if not step():
                 stop.wait(pause_seconds)
                 changes.wait(stop, seconds_to_due())

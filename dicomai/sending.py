@@ -109,6 +109,7 @@ class Sending:
         if items:
             if self._send(items) and away:
                 outbox.resume_destination(self._database, name)
+            self._last_used = time.monotonic()
             return True
         asked = outbox.claim_commitment(self._database, name, REPORT_SECONDS, COMMITMENT_SIZE)
         if asked is not None:
@@ -237,7 +238,6 @@ class Sending:
 
         Raises PeerUnreachable and PeerRefused.
         """
-        self._last_used = time.monotonic()
         wanted = {sender.kind_of(file) for file in files}
         if self._open is None or not self._open.is_established or not wanted <= self._kinds:
             self._hang_up()

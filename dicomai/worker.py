@@ -89,6 +89,7 @@ class Worker:
         self._loaded = Loaded(settings, database, self._pool, model)
         self._outputs = outputs(settings)
         self._held: dict[str, Claim] = {}
+        self._steps_ahead = 0  # under way
         self._lock = threading.Lock()
 
     def run(self, stop: threading.Event) -> None:
@@ -138,7 +139,15 @@ class Worker:
         return True
 
     def _work_ahead(self, ahead: Ahead) -> bool:
-        """What fails here is done again, and accounted for, when the study is due."""
+        """What fails here is done again, and accounted for, when the study is due.
+
+        Not while a study that has crashed its worker is in hand, or waits for nothing else to be:
+        one crash is not to count against two.
+        """
+        with self._lock:
+            if self._holds_a_suspect() or queries.due_study_attempts(self._database) is not None:
+                return False
+            self._steps_ahead += 1
         try:
             return ahead.step()
         except (SQLAlchemyError, OSError):
@@ -146,6 +155,9 @@ class Worker:
         except Exception:
             log.exception("not_made_ahead")
             return False
+        finally:
+            with self._lock:
+                self._steps_ahead -= 1
 
     def _seconds_to_due(self) -> float:
         return queries.seconds_to_due_study(self._database)
@@ -203,7 +215,7 @@ class Worker:
             if attempts is None:
                 return None
             alone = attempts >= CRASHES_IN_COMPANY
-            if self._held and (alone or self._holds_a_suspect()):
+            if (alone and (self._held or self._steps_ahead)) or self._holds_a_suspect():
                 return None
             limits = self._settings.infer
             claim = queue.claim_study(

@@ -112,6 +112,7 @@ def line(root: Path, rounds: int) -> Iterable[Contest]:
     """The whole line beside its stages alone, and how long a study takes at half of its rate."""
     rates = Contest("Studies of two 2500 x 2048 images", "studies/s")
     waits = Contest("From a study's last Success to its results in Orthanc, at half load", "s")
+    idle = Contest("With nothing to do", "% of a core")
     folders = bench_line.studies(root / "studies", STUDIES)
     for turn in track(range(rounds), "line", console=console, transient=True):
         alone = bench_line.stages(_made(root / f"{turn} stages"), folders)
@@ -122,10 +123,12 @@ def line(root: Path, rounds: int) -> Iterable[Contest]:
         found = bench_line.latencies(place, folders[:SOME_STUDIES], together / 2)
         for share in (50, 95):
             waits.note(f"{share} % within", "seconds", found[len(found) * share // 100])
-        for name in ("stages", "together", "half load"):
+        idle.note("all processes together", "share", bench_line.idle(_made(root / f"{turn} idle")))
+        for name in ("stages", "together", "half load", "idle"):
             shutil.rmtree(root / f"{turn} {name}")
     yield rates
     yield waits
+    yield idle
 
 
 def _made(folder: Path) -> Path:

@@ -15,18 +15,20 @@ from pathlib import Path
 
 import make
 from bench_receiving import FAST
-from daemon import DESTINATION, SETTINGS, Daemon, command, daemon
+from daemon import DESTINATION, SETTINGS, Daemon, command, cpu_seconds, daemon
 from peers import Orthanc, free_port, wait_until
 from pydicom.uid import generate_uid
 from sqlalchemy import func, select
 
 from dicomai.store import queries
+from dicomai.store.changes import LIVELY_SECONDS
 from dicomai.store.database import Database, open_database
 from dicomai.store.tables import event, study
 
 SENDERS = 4
 QUIET, RELEASE_QUIET = 10.0, 2.0  # the defaults
 LIMIT_SECONDS = 900.0
+IDLE_SECONDS = 30.0
 
 
 def studies(root: Path, count: int) -> list[Path]:
@@ -160,6 +162,16 @@ def latencies(root: Path, folders: Sequence[Path], studies_per_second: float) ->
         for row in rows:
             assert len(pacs.sop_instance_uids(row["study_instance_uid"])) >= 2
     return sorted(row["turnaround_seconds"] - RELEASE_QUIET for row in rows)
+
+
+def idle(root: Path) -> float:
+    """Percent of a processor that all processes together take with nothing to do."""
+    with _running(root) as (site, _):
+        time.sleep(2 * LIVELY_SECONDS)
+        pids = site.processes()
+        before, began = sum(map(cpu_seconds, pids)), time.monotonic()
+        time.sleep(IDLE_SECONDS)
+        return 100 * (sum(map(cpu_seconds, pids)) - before) / (time.monotonic() - began)
 
 
 @contextmanager

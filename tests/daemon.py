@@ -114,6 +114,12 @@ def resident(pid: int | str) -> int:
         return 0
 
 
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / 100
+
+
 @contextmanager
 def daemon(
     folder: Path,
@@ -185,4 +191,4 @@ def command(
     )
 
 
-__all__ = ["Daemon", "Memory", "command", "daemon", "free_port", "resident"]
+__all__ = ["Daemon", "Memory", "command", "cpu_seconds", "daemon", "free_port", "resident"]

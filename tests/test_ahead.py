@@ -27,6 +27,7 @@ from dicomai.store import queries, queue
 from dicomai.store.database import Database
 from dicomai.store.tables import study
 from dicomai.study import Algorithm, Float32
+from dicomai.worker import Worker
 
 PACS = {"pacs": frozenset({"sc", "sr"})}
 
@@ -172,6 +173,32 @@ def test_what_was_sent_of_before_is_not_made_ahead(
     arrive(database, tmp_path, make.chest_radiograph(1, uid, 2))
     assert queries.arriving(database, tmp_path) == {}
     assert claim.study.revision == 1
+
+
+def test_nothing_is_made_beside_a_study_that_has_crashed_its_worker(
+    database: Database, tmp_path: Path
+) -> None:
+    crashed = arrive(database, tmp_path, make.chest_radiograph())
+    arrive(database, tmp_path, make.chest_radiograph(1))
+    with database.write() as connection:
+        chosen = update(study).where(study.c.study_instance_uid == crashed)
+        connection.execute(chosen.values(attempts=2, due_at=database.now(connection)))
+    worker = Worker(Settings(data_dir=tmp_path), database, package.read(make.STARTER))
+    ahead = worker._loaded.ahead
+    try:
+        assert not worker._work_ahead(ahead)  # it waits for nothing else to be in hand
+        worker._steps_ahead = 1
+        assert worker._claim() is None
+        worker._steps_ahead = 0
+        claim = worker._claim()
+        assert claim is not None
+        assert claim.study.study_instance_uid == crashed
+        assert not worker._work_ahead(ahead)
+        worker._held.clear()
+        assert worker._work_ahead(ahead)
+    finally:
+        worker._loaded.close()
+        worker._pool.close()
 
 
 def test_what_nobody_takes_leaves_no_files(

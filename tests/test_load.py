@@ -10,7 +10,7 @@ from pathlib import Path
 
 import make
 import pytest
-from daemon import Daemon, Memory, daemon
+from daemon import Daemon, Memory, cpu_seconds, daemon
 from peers import Orthanc, free_port, storescu
 from pydicom.uid import generate_uid
 
@@ -33,12 +33,6 @@ def site(tmp_path: Path) -> Iterator[tuple[Daemon, Orthanc]]:
             yield running, pacs
     finally:
         pacs.stop()
-
-
-def cpu_seconds(pid: int) -> float:
-    """Processor time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / 100
 
 
 def test_fifty_studies_from_five_senders_are_analyzed_once_each(
