@@ -229,7 +229,7 @@ def _glimpse(header: Dataset, findings: list[Finding], heat: Float32) -> Glimpse
 
 
 def _shrunk(frame: Frame, largest_side: int) -> Frame:
-    """As it is shown in an overlay: no workstation has more pixels to show it whole."""
+    """As it is shown in an overlay, whose map is far coarser."""
     box = geometry.shrunk(frame.letterbox, largest_side)
     if box is frame.letterbox:
         return frame
