@@ -15,6 +15,16 @@ from dicomai.store.database import Database, open_database, upgrade
 os.environ["DICOMAI_INFER__DEVICE"] = "cpu"
 OURS = {"DICOMAI_SHARED", "DICOMAI_INFER__DEVICE"}
 
+# The files that take longest, by their minutes: `make test` gives each process the next one, and
+# what began last would keep one of them waiting.
+LONGEST = ("retrain", "compress", "crash", "matrix", "load", "loop", "storm", "images", "trouble")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first."""
+    names = [f"test_{name}.py" for name in LONGEST]
+    items.sort(key=lambda item: (*names, item.path.name).index(item.path.name))
+
 
 @pytest.fixture(autouse=True)
 def no_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
