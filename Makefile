@@ -13,7 +13,7 @@ demo: $(VENV)/installed
 
 # Two at a time, each with one thread, for machines of two cores.
 test: $(VENV)/installed-test peers check
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/installed-test
 	$(VENV)/bin/ruff format --check .

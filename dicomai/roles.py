@@ -24,7 +24,7 @@ from dicomai.train import recipe
 
 log = structlog.get_logger()
 
-LOOK_UP_SECONDS = 0.5
+LOOK_UP_SECONDS = 1.0
 TROUBLE_SECONDS = 5.0
 FINISH_SECONDS = 7.0  # of the ten that a stop may take
 

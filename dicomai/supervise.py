@@ -15,6 +15,7 @@ import structlog
 
 log = structlog.get_logger()
 
+LOOK_UP_SECONDS = 0.5
 STOP_SECONDS = 9.0
 LONGEST_PAUSE = 30.0
 HEALTHY_SECONDS = 60.0
@@ -40,7 +41,7 @@ def supervise(
     while not stop.is_set():
         for child in children:
             _care_for(child, config, listening)
-        stop.wait(0.2)
+        stop.wait(LOOK_UP_SECONDS)
     _end(children)
 
 

@@ -178,21 +178,27 @@ class Worker:
     def _follow(self, stop: threading.Event) -> None:
         """Take another version of the model when it becomes the active one; studies go on."""
         refused = None
-        while not stop.wait(FOLLOW_SECONDS):
+
+        def step() -> bool:
+            nonlocal refused
+            active = registry.active_version(self._database, self._settings.infer.model)
+            if active in {self._loaded.model.version, refused}:
+                return False
             try:
-                active = registry.active_version(self._database, self._settings.infer.model)
-                if active in {self._loaded.model.version, refused}:
-                    continue
                 model = choose_model(self._settings, self._database)
                 if model.version == self._loaded.model.version:  # the active one is not here
                     refused = active
-                    continue
-                self._take_over(Loaded(self._settings, self._database, self._pool, model))
-            except SQLAlchemyError as error:
-                log.error("trouble", error=type(error).__name__, detail=first_line(error))
+                else:
+                    self._take_over(Loaded(self._settings, self._database, self._pool, model))
+            except SQLAlchemyError:
+                raise
             except Exception as error:  # noqa: BLE001 - the version that works goes on working
                 refused = active
                 log.error("model_not_taken", version=active, reason=first_line(error))
+            return False
+
+        longest = queries.longest_seconds(self._database)
+        work_until(stop, self._database, step, lambda: longest, FOLLOW_SECONDS)
 
     def _take_over(self, loaded: Loaded) -> None:
         with self._lock:

@@ -28,7 +28,7 @@ from dicomai.store.tables import event, study
 SENDERS = 4
 QUIET, RELEASE_QUIET = 10.0, 2.0  # the defaults
 LIMIT_SECONDS = 900.0
-IDLE_SECONDS = 30.0
+IDLE_SECONDS = 60.0
 
 
 def studies(root: Path, count: int) -> list[Path]:

@@ -158,17 +158,17 @@ def test_a_search_goes_on_where_it_was_killed_and_the_best_recipe_is_judged(
 ) -> None:
     config = blobs.site(tmp_path, blobs.RECIPE.replace("epochs = 2", "epochs = 1"), labelled)
     process = killed.start(
-        "retrain", "an epoch is saved", ["--config", str(config), "--search", "3"], tmp_path / "log"
+        "retrain", "an epoch is saved", ["--config", str(config), "--search", "2"], tmp_path / "log"
     )
     process.join(120)
     assert process.exitcode == -signal.SIGKILL, (tmp_path / "log").read_text()
     database = database_of(config)
     with database.write() as connection:  # its lease runs out
         connection.execute(update(training_run).values(due_at=datetime.now(UTC)))
-    done = blobs.retrain(config, "--search", "3")
+    done = blobs.retrain(config, "--search", "2")
     assert done.returncode == 0, done.stderr
     losses = [float(x) for x in re.findall(r"trial \d: validation loss (\S+),", done.stderr)]
-    assert len(losses) == 3 == len(set(losses))
+    assert len(losses) == 2 == len(set(losses))
     (run,) = runs.runs(database, 9)
     (epoch,) = runs.epochs(database, run["id"])
     assert abs(epoch["val_loss"] - min(losses)) < 1e-4

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import make
 import pytest
-from peers import free_port
+from peers import free_port, wait_until
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import (
@@ -16,6 +16,7 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
+from pynetdicom.acse import ACSE
 from pynetdicom.events import Event
 from pynetdicom.sop_class import Verification
 from scp import STORAGE, Peer
@@ -175,6 +176,21 @@ def test_a_rejection_is_unreachable_with_the_peers_reason(file: Path) -> None:
         ):
             with peer.association([file], called="OTHER"):
                 pass
+
+
+def test_a_rejection_that_comes_at_once_is_not_taken_for_silence(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send_request = ACSE.send_request
+
+    def send_and_be_held_up(acse: ACSE) -> None:  # as on a busy machine
+        send_request(acse)
+        wait_until(lambda: not acse.dul.is_alive(), 5, "the peer has rejected the association")
+
+    monkeypatch.setattr(ACSE, "send_request", send_and_be_held_up)
+    with Peer().listening() as peer, pytest.raises(PeerUnreachable, match="rejected"):
+        with peer.association([file], called="OTHER"):
+            pass
 
 
 def test_a_peer_that_aborts_is_unreachable(file: Path) -> None:

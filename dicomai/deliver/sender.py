@@ -10,6 +10,7 @@ from pydicom.errors import InvalidDicomError
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.events import Event
+from pynetdicom.pdu import A_ASSOCIATE_RJ
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
@@ -44,16 +45,20 @@ def association(
     ae.maximum_pdu_size = 0
     peer = f"{called_ae_title} at {host}:{port}"
     context = _context(channel)
+    rejections: list[A_ASSOCIATE_RJ] = []
     assoc = ae.associate(
         host,
         port,
         contexts=list(contexts),
         ae_title=called_ae_title,
-        evt_handlers=[(evt.EVT_CONN_OPEN, _send_at_once)],
+        evt_handlers=[
+            (evt.EVT_CONN_OPEN, _send_at_once),
+            (evt.EVT_PDU_RECV, _note_rejection, [rejections]),
+        ],
         tls_args=None if context is None or channel is None else (context, channel.name),
     )
-    if assoc.is_rejected:
-        raise PeerUnreachable(f"{peer} rejected the association: {_rejection(assoc)}")
+    if rejections:
+        raise PeerUnreachable(f"{peer} rejected the association: {_reason(rejections[0])}")
     if assoc.rejected_contexts and not assoc.accepted_contexts:
         # pynetdicom has ended the association by itself: nothing could be sent over it.
         raise PeerRefused(f"{peer} accepts none of these objects (no presentation context)")
@@ -79,10 +84,18 @@ def _context(channel: Channel | None) -> Requestor | None:
         raise PeerUnreachable(str(error)) from error
 
 
-def _rejection(assoc: Association) -> str:
-    answer = assoc.acceptor.primitive
-    reason = getattr(answer, "reason_str", "") if answer is not None else ""
-    return reason or "no reason given"
+def _note_rejection(event: Event, rejections: list[A_ASSOCIATE_RJ]) -> None:
+    # pynetdicom 3.0.4 takes one that comes at once, before its own thread for the association looks
+    # up, for a connection that was never made: is_rejected stays false.
+    if isinstance(event.pdu, A_ASSOCIATE_RJ):
+        rejections.append(event.pdu)
+
+
+def _reason(rejection: A_ASSOCIATE_RJ) -> str:
+    try:
+        return rejection.reason_str
+    except ValueError:  # none that PS3.8 9.3.4 knows
+        return "no reason given"
 
 
 def _send_at_once(event: Event) -> None:

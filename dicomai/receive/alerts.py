@@ -14,7 +14,7 @@ log = structlog.get_logger()
 
 EVERY_SECONDS = 60.0
 MOST_KINDS = 1000  # of (code, address) told apart
-POLL_SECONDS = 0.1
+TOGETHER_SECONDS = 0.1
 NODE_AUTHENTICATION = "110126"  # PS3.16 CID 401
 UNFINISHED = "unfinished"  # a line breaks off, or a sender is stopped: no alarm, only a log line
 OF_AUTHENTICATION = {"address", "called-ae-title", "calling-ae-title", "tls"}
@@ -41,6 +41,7 @@ class Alerts:
         self._auditor = auditor
         self._kinds: dict[tuple[str, str], _Kind] = {}
         self._lock = threading.Lock()
+        self._news = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="alerts", daemon=True)
 
@@ -51,6 +52,7 @@ class Alerts:
     def stop(self) -> None:
         """Write what is left, and end."""
         self._stop.set()
+        self._news.set()
         if self._thread.ident is not None:
             self._thread.join()
         self._write(math.inf)
@@ -64,10 +66,20 @@ class Alerts:
             kind = self._kinds.setdefault(key, _Kind())
             kind.words, kind.who = str(error), who
             kind.count += 1
+        self._news.set()
 
     def _run(self) -> None:
-        while not self._stop.wait(POLL_SECONDS):
+        while not self._stop.is_set():
+            self._news.wait(self._seconds_to_due())
+            self._stop.wait(TOGETHER_SECONDS)
+            self._news.clear()
             self._write(time.monotonic())
+
+    def _seconds_to_due(self) -> float | None:
+        """Of what is known already; None where nothing is."""
+        with self._lock:
+            first = min((kind.due for kind in self._kinds.values()), default=None)
+        return None if first is None else max(0.0, first - time.monotonic())
 
     def _write(self, now: float) -> None:
         for (code, address), kind in self._take(now):

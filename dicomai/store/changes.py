@@ -6,13 +6,14 @@ SQLAlchemy); Postgres tells of them (NOTIFY, in Database).
 
 import threading
 import time
+from multiprocessing.connection import wait as ready
 from typing import Any
 
 from dicomai.store.database import CHANNEL, Database
 
 # How often SQLite is asked, and how often when nothing has happened for some seconds. What arrives
 # is not due before its quiet period is over: nobody waits for the slower one.
-TICK_SECONDS, SLOW_TICK_SECONDS = 0.05, 0.25
+TICK_SECONDS, SLOW_TICK_SECONDS = 0.05, 0.5
 LIVELY_SECONDS = 5.0
 LOOK_UP_SECONDS = 0.5
 
@@ -70,8 +71,14 @@ class Changes:
         return int(found)
 
     def _told(self, seconds: float) -> bool:
-        """Whether somebody tells of a commit within so many seconds."""
-        return any(True for _ in self._opened().notifies(timeout=seconds, stop_after=1))
+        """Whether somebody tells of a commit within so many seconds.
+
+        psycopg itself would look up ten times a second while it waits.
+        """
+        connection = self._opened()
+        if not ready([connection], seconds):
+            return False
+        return any(True for _ in connection.notifies(timeout=0.0, stop_after=1))
 
     def _opened(self) -> Any:
         if self._connection is None:

@@ -1,5 +1,6 @@
 """What is read: for the roles, the command line and people. Nothing here writes."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -294,7 +295,11 @@ def has_due(database: Database, name: str) -> bool:
 
 
 SOON_SECONDS = 0.2  # where something is due that cannot be taken at present
-LONGEST_SECONDS = 5.0  # also where nobody tells of commits, as behind a pooler of connections
+
+
+def longest_seconds(database: Database) -> float:
+    """How long one waits without asking: a pooler of Postgres connections may tell of nothing."""
+    return 30.0 if database.is_sqlite else 5.0
 
 
 def seconds_to_due_study(database: Database) -> float:
@@ -332,11 +337,11 @@ def seconds_to_due_delivery(database: Database, name: str) -> float:
     )
 
 
-def _seconds_to(database: Database, moment: Any, never: float = LONGEST_SECONDS) -> float:
+def _seconds_to(database: Database, moment: Any, never: float = math.inf) -> float:
     with database.read() as connection:
         due = connection.execute(moment).scalar_one_or_none()
         seconds = never if due is None else (due - database.now(connection)).total_seconds()
-    return min(LONGEST_SECONDS, max(SOON_SECONDS, seconds))
+    return min(longest_seconds(database), max(SOON_SECONDS, seconds))
 
 
 def is_idle(database: Database) -> bool:
