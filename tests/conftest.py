@@ -15,9 +15,12 @@ from dicomai.store.database import Database, open_database, upgrade
 os.environ["DICOMAI_INFER__DEVICE"] = "cpu"
 OURS = {"DICOMAI_SHARED", "DICOMAI_INFER__DEVICE"}
 
-# The files that take longest, by their minutes: `make test` gives each process the next one, and
-# what began last would keep one of them waiting.
-LONGEST = ("retrain", "compress", "crash", "matrix", "load", "loop", "storm", "images", "trouble")
+# The files that take minutes: `make test` gives each process the next one, and a long one that
+# begins last would leave the other process with nothing to do.
+LONGEST = (
+    "retrain", "crash", "compress", "loop", "journey", "load", "matrix", "lifecycle", "storm",
+    "trouble", "images", "site",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -184,12 +184,12 @@ def window(ds: Dataset, frames: Frames) -> tuple[list[str], NDArray[np.bool_] | 
 
 def dcmtk(file: Path, options: list[str], work: Path) -> Path | None:
     """DCMTK's picture; None where it has none."""
-    picture = work / "dcmtk.png"
+    picture = work / "dcmtk.ppm"
     picture.unlink(missing_ok=True)
     for source in (file, work / "decompressed.dcm"):
         if source != file:
             _run("/usr/bin/dcmdjpls", str(file), str(source))
-        _run("/usr/bin/dcmj2pnm", "-O", "+F", "1", *options, "+on", str(source), str(picture))
+        _run("/usr/bin/dcmj2pnm", "-O", "+F", "1", *options, "+op", str(source), str(picture))
         source.unlink() if source != file and source.exists() else None
         if picture.exists():
             return picture

@@ -8,7 +8,9 @@ import importlib
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -141,6 +143,29 @@ def run(
     from dicomai.cli import main
 
     main()
+
+
+def say(config: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """`dicomai ARGUMENTS --config FILE`, as a fork: to import everything takes over a second."""
+    words = [*arguments, "--config", str(config)]
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        process = SERVER.Process(target=_say, args=(words, dict(os.environ), out, err))
+        process.start()
+        process.join(120)
+        assert process.exitcode is not None, "it does not end"
+        return subprocess.CompletedProcess(
+            words, process.exitcode, out.read_text(), err.read_text()
+        )
+
+
+def _say(words: list[str], environment: dict[str, str], out: Path, err: Path) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    for path, stream in ((out, sys.stdout), (err, sys.stderr)):
+        with path.open("wb") as file:
+            os.dup2(file.fileno(), stream.fileno())
+    run(words[0], None, words[1:])
 
 
 if __name__ == "__main__":

@@ -283,8 +283,8 @@ def _of_file(file: Path, pixelmed: bool) -> list[str]:
     if "SoftcopyPresentationState" in kind:
         found += [f"dcmpschk {line}" for line in _presentation_state(file)]
     if "SecondaryCapture" in kind:
-        png = str(file.with_suffix(".referee.png"))
-        found += [f"dcmj2pnm {line}" for line in _failed("dcmj2pnm", "+on", str(file), png)]
+        picture = str(file.with_suffix(".referee.ppm"))  # to compress it took most of the time
+        found += [f"dcmj2pnm {line}" for line in _failed("dcmj2pnm", "+op", str(file), picture)]
     return [f"{file.name}: {line}" for line in found]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import make
 import pytest
-from daemon import command
+from killed import say
 from peers import free_port
 
 from dicomai.settings import shipped
@@ -59,7 +59,7 @@ class Site:
 
     def refuses(self, arguments: Sequence[str], exit_code: int, *words: str) -> None:
         """The command ends with one line that holds these words."""
-        done = command(self.config, *arguments)
+        done = say(self.config, *arguments)
         said = done.stdout + done.stderr
         assert "Traceback" not in said, said
         assert done.returncode == exit_code, said
@@ -110,7 +110,7 @@ def test_a_folder_as_settings_file(site: Site) -> None:
 
 
 def test_good_settings_are_good(site: Site) -> None:
-    done = command(site.config, "config", "check")
+    done = say(site.config, "config", "check")
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -167,8 +167,8 @@ def test_tables_that_are_somebody_elses(site: Site, arguments: list[str]) -> Non
 
 def test_db_current_fails_until_the_database_is_upgraded(site: Site) -> None:
     site.refuses(["db", "current"], FAILED, "dicomai db upgrade")
-    assert command(site.config, "db", "upgrade").returncode == 0
-    done = command(site.config, "db", "current")
+    assert say(site.config, "db", "upgrade").returncode == 0
+    done = say(site.config, "db", "current")
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -8,7 +8,7 @@ import cv2
 import make
 import numpy as np
 import pytest
-from daemon import command
+from killed import say
 from peers import shared
 from sqlalchemy import update
 from studies import keep
@@ -175,7 +175,7 @@ def settings_of(folder: Path, url: str) -> Path:
     """Settings with a migrated database."""
     config = folder / "dicomai.toml"
     config.write_text(f'data_dir = "{folder}/data"\n[database]\nurl = "{url}"\n')
-    assert command(config, "db", "upgrade").returncode == 0
+    assert say(config, "db", "upgrade").returncode == 0
     return config
 
 
@@ -187,17 +187,17 @@ def test_a_dataset_is_added_once_brought_up_to_date_and_forgotten(
     csv = tmp_path / "labels.csv"
     csv.write_text("file,label,patient_id\na.png,pneumonia,P1\nb.png,normal,P2\n")
     add = ("dataset", "add", str(folder), "--labels", str(csv))
-    assert command(config, *add).stdout == "xrays: images: 2 new; labels: 2 new\n"
-    assert command(config, *add).stdout == "xrays: images: 2 same; labels: 2 same\n"
+    assert say(config, *add).stdout == "xrays: images: 2 new; labels: 2 new\n"
+    assert say(config, *add).stdout == "xrays: images: 2 same; labels: 2 same\n"
     csv.write_text("file,label,patient_id\na.png,normal,P1\nb.png,normal,P2\n")
-    assert command(config, *add).stdout == "xrays: images: 2 same; labels: 1 changed, 1 same\n"
+    assert say(config, *add).stdout == "xrays: images: 2 same; labels: 1 changed, 1 same\n"
     (folder / "patient00001/b.png").unlink()
     csv.write_text("file,label,patient_id\na.png,normal,P1\nb.png,normal,P2\n")
-    done = command(config, *add).stdout
+    done = say(config, *add).stdout
     assert done.startswith("xrays: images: 1 gone, 1 same; labels: 1 same\nleft out: 1 files are")
-    assert "xrays" in command(config, "dataset", "list").stdout
-    assert command(config, "dataset", "remove", "xrays").stdout == "xrays: 1 images forgotten\n"
-    refused = command(config, "dataset", "remove", "xrays")
+    assert "xrays" in say(config, "dataset", "list").stdout
+    assert say(config, "dataset", "remove", "xrays").stdout == "xrays: 1 images forgotten\n"
+    refused = say(config, "dataset", "remove", "xrays")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
 
 
@@ -220,15 +220,15 @@ def test_labels_are_imported_by_uid_and_by_accession_number(
         ",A1,pneumonia,absent\n"
         ",A9,pneumonia,absent\n"
     )
-    done = command(config, "labels", "import", str(csv), "--reader", "Dr A")
+    done = say(config, "labels", "import", str(csv), "--reader", "Dr A")
     assert done.stdout == "2 of 3 labels are of what is here: 2 new\n"
-    listed = json.loads(command(config, "labels", "list", "--format", "json").stdout)
+    listed = json.loads(say(config, "labels", "list", "--format", "json").stdout)
     assert {(row["subject"], row["subject_id"], row["value"], row["reader"]) for row in listed} == {
         ("image", images[0].SOPInstanceUID, "present", "Dr A"),
         ("study", images[1].StudyInstanceUID, "absent", "Dr A"),
     }
     csv.write_text("accession_number,label,value\nA9,pneumonia,absent\n")
-    refused = command(config, "labels", "import", str(csv))
+    refused = say(config, "labels", "import", str(csv))
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     database.engine.dispose()
 
