@@ -97,7 +97,7 @@ def without_comparison(folder: Path) -> Score:
     size = model.preprocessing.size
     squares = [cv2.resize(pixels(one), (size, size)) for one in radiographs()]
     images = [as_input(model, square) for square in squares]
-    whole = KEPT_WHOLE[-1]
+    whole = KEPT_WHOLE[0]
     int8.make(load_network(model), model.channels, size, images, whole, folder)
     return vino.opened(folder / package.INT8[0])
 
