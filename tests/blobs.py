@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import killed
 import numpy as np
+from daemon import command
 from numpy.typing import NDArray
 
 from dicomai.store.database import Database
@@ -105,14 +106,14 @@ def site(folder: Path, recipe: str = RECIPE, like: Path | None = None) -> Path:
     )
     if like is not None:
         shutil.copy(like.with_name("dicomai.db"), folder)
-    done = killed.say(config, "db", "upgrade")
+    done = command(config, "db", "upgrade")
     assert done.returncode == 0, done.stderr
     return config
 
 
 def add(config: Path, folder: Path) -> None:
     """Bring a folder as a dataset."""
-    done = killed.say(config, "dataset", "add", str(folder), "--labels", str(folder / "labels.csv"))
+    done = command(config, "dataset", "add", str(folder), "--labels", str(folder / "labels.csv"))
     assert done.returncode == 0, done.stderr
 
 

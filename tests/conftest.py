@@ -9,7 +9,7 @@ import pytest
 from peers import Postgres
 
 from dicomai.settings import shipped
-from dicomai.store.database import Database, open_database, upgrade
+from dicomai.store.database import Database, current_revision, open_database, upgrade
 
 # Every test has a data folder of its own, where "auto" would measure the engines for seconds.
 os.environ["DICOMAI_INFER__DEVICE"] = "cpu"
@@ -85,5 +85,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def database(database_url: str) -> Iterator[Database]:
     """A migrated database of each kind."""
     opened = open_database(database_url)
+    if current_revision(opened) is None:  # where a file has a database_url of its own
+        upgrade(opened, shipped("migrations"))
     yield opened
     opened.engine.dispose()
