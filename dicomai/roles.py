@@ -188,6 +188,9 @@ def work_until(
         except (SQLAlchemyError, OSError) as error:
             log.error("trouble", error=type(error).__name__, detail=first_line(error))
             stop.wait(TROUBLE_SECONDS)
+        except Exception:  # one step fails: without its thread nothing would be done any more
+            log.exception("trouble")
+            stop.wait(TROUBLE_SECONDS)
     changes.close()
 
 

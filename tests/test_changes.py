@@ -6,9 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from structlog.testing import capture_logs
 from studies import Bench
 from studies import bench as make_bench
 
+from dicomai import roles
 from dicomai.roles import work_until
 from dicomai.store import queries, queue
 from dicomai.store.changes import Changes
@@ -102,6 +104,23 @@ def test_a_step_follows_a_commit_and_nothing_else(database: Database) -> None:
         assert len(steps) == 2
         stop.set()
         working.result(5)
+
+
+def test_a_step_that_fails_in_a_way_that_nobody_foresaw_ends_no_role(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roles, "TROUBLE_SECONDS", 0.01)
+    stop, failures = threading.Event(), [RuntimeError("what?"), KeyError("who?")]
+
+    def step() -> bool:
+        if failures:
+            raise failures.pop()
+        stop.set()
+        return True
+
+    with capture_logs() as lines:
+        work_until(stop, database, step, lambda: 30.0)
+    assert [line["event"] for line in lines] == ["trouble"] * 2
 
 
 def test_how_long_nothing_becomes_due(bench: Bench) -> None:
