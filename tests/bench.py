@@ -29,7 +29,9 @@ IMAGES = {"CT": 240, "CR": 40}  # of a run, all associations together
 STUDIES, SOME_STUDIES = 200, 80  # of the whole line, and at half load
 ASSOCIATIONS = (1, 2, 4, 8)
 BATCHES = (1, 4, 16, 32)
-COLOURS = ((90, 90, 90), (60, 140, 230), (70, 170, 70), (200, 120, 40), (160, 80, 180))
+COLOURS = (
+    (90, 90, 90), (60, 140, 230), (70, 170, 70), (200, 120, 40), (160, 80, 180), (40, 40, 190)
+)  # fmt: skip
 
 console = Console()
 
