@@ -69,6 +69,11 @@ def files_of(folder: Path) -> list[Path]:
     return [file for file in folder.rglob("*") if file.is_file()]
 
 
+def attending() -> set[threading.Thread]:
+    """The threads of connections."""
+    return {thread for thread in threading.enumerate() if "_attend" in thread.name}
+
+
 def is_served(port: int) -> bool:
     """Whether a good peer gets its echo."""
     return dcmtk("echoscu", port).returncode == 0

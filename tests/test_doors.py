@@ -2,7 +2,6 @@
 
 import socket
 import struct
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -366,9 +365,10 @@ def test_an_open_association_is_aborted_when_the_listener_stops(
 ) -> None:
     monkeypatch.setattr(server, "PATIENCE_SECONDS", 0.2)
     with listening(database, tmp_path) as port:
+        before = doors.attending()
         connection = establish(port, echoing[0])
         waiting = connect(port)
-        wait_until(lambda: threading.active_count() > 4, 5, "both are served")
+        wait_until(lambda: len(doors.attending() - before) == 2, 5, "both are served")
     with connection, waiting:
         assert is_cut_off(connection)
         assert is_cut_off(waiting)

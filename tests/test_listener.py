@@ -3,13 +3,12 @@
 import os
 import shutil
 import subprocess
-import threading
 from pathlib import Path
 
 import make
 import pydicom
 import pytest
-from doors import files_of, listening
+from doors import attending, files_of, listening
 from peers import free_port, need, storescu, wait_until
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEGLSLossless
@@ -223,11 +222,6 @@ def test_an_open_association_keeps_the_quiet_period_of_its_study(
         assert row is not None
         assert (row["due_at"] - row["last_received_at"]).total_seconds() > 500
         slow.release()
-
-
-def attending() -> list[str]:
-    """The threads of connections."""
-    return [thread.name for thread in threading.enumerate() if "_attend" in thread.name]
 
 
 def test_a_connection_that_cannot_be_tidied_leaves_its_place_nevertheless(

@@ -124,6 +124,8 @@ class Server:
             return
         line = Line(connection, self._doors.idle_seconds)
         self._make_room(line, address)
+        if self._stop.is_set():  # stop() may have been through before this one was there
+            line.hang_up(Stopping())
         thread = threading.Thread(target=self._attend, args=(line, address), daemon=True)
         with self._lock:
             self._threads.add(thread)
