@@ -1,7 +1,8 @@
 """What all processes share: database and folder, models, signals, and how they wait.
 
 Trouble with disk or database waits; whatever else goes wrong fails the one piece of work (worker,
-sending, upkeep), and there, as in the C-STORE handler, exceptions are caught broadly.
+sending, upkeep), and there, as in the C-STORE handler, exceptions are caught broadly. What slips
+through even so waits like trouble: a role goes on (work_until).
 """
 
 import signal

@@ -1,5 +1,6 @@
 """Runs a part of dicomai that kills itself at one exact point: killed.py ROLE POINT ARGUMENTS...
 
+It is forked from a process that has imported everything; say() is the same for a whole command.
 The product knows nothing of it: one function of it, or of what it calls, is wrapped beforehand.
 ROLE is a command of dicomai.
 """
@@ -153,7 +154,9 @@ def say(config: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
         process = SERVER.Process(target=_say, args=(words, dict(os.environ), out, err))
         process.start()
         process.join(120)
-        assert process.exitcode is not None, "it does not end"
+        if process.exitcode is None:
+            process.kill()
+            raise AssertionError(f"{words} does not end")
         return subprocess.CompletedProcess(
             words, process.exitcode, out.read_text(), err.read_text()
         )
