@@ -69,7 +69,7 @@ class Ahead:
         return True
 
     def _choose(self) -> tuple[str, dict[Instance, _Entry]]:
-        """The study that is due first, of those that have images of which nothing is known yet."""
+        """The first study, a stat one before all others, with images of which nothing is known."""
         with self._lock:
             self._forget_old()
             room = min(AT_ONCE, MOST_IMAGES - len(self._entries))

@@ -154,6 +154,22 @@ def test_of_what_failed_nobody_waits(database: Database, tmp_path: Path, scorer:
     assert ahead.take(due(database, tmp_path, uid).study.instances) == {}
 
 
+def test_a_stat_study_is_worked_on_before_one_that_is_due_earlier(
+    database: Database, tmp_path: Path, scorer: Scorer
+) -> None:
+    routine = arrive(database, tmp_path, make.chest_radiograph())
+    stat = arrive(database, tmp_path, make.chest_radiograph(1))
+    with database.write() as connection:
+        connection.execute(
+            update(study).where(study.c.study_instance_uid == stat).values(stat=True)
+        )
+    assert list(queries.arriving(database, tmp_path)) == [stat, routine]
+    ahead = Ahead(database, scorer, tmp_path, PACS)
+    assert ahead.step()
+    assert {file.parent.name for file in drafts(tmp_path)} == {stat}
+    ahead.close()
+
+
 def test_what_cannot_be_analyzed_is_known_before_too(
     database: Database, tmp_path: Path, scorer: Scorer
 ) -> None:

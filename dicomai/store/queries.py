@@ -235,7 +235,7 @@ ARRIVING_ROWS = 64
 def arriving(database: Database, data_dir: Path) -> dict[str, list[Instance]]:
     """Images of studies that are not due yet and of which nothing was ever sent: some, by study.
 
-    Not of those that somebody has died over.
+    Stat studies first, then those that are due first; not those that somebody has died over.
     """
     with database.read() as connection:
         rows = connection.execute(
@@ -250,7 +250,12 @@ def arriving(database: Database, data_dir: Path) -> dict[str, list[Instance]]:
                 instance.c.path.is_not(None),
                 *held_here(database),
             )
-            .order_by(study.c.due_at, instance.c.study_instance_uid, instance.c.received_at)
+            .order_by(
+                study.c.stat.desc(),
+                study.c.due_at,
+                instance.c.study_instance_uid,
+                instance.c.received_at,
+            )
             .limit(ARRIVING_ROWS)
         ).all()
     found: dict[str, list[Instance]] = {}
