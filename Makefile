@@ -23,13 +23,15 @@ check: $(VENV)/installed-test
 
 # As root, what is missing is installed; otherwise the tests that need it are skipped.
 peers:
-	@missing=$$(dpkg-query -W -f '$${db:Status-Abbrev} $${Package}\n' $(PEERS) 2>/dev/null | awk '$$1 == "ii" {print $$2}' | sort > $(VENV)/peers; \
-	  printf '%s\n' $(PEERS) | sort | comm -23 - $(VENV)/peers | tr '\n' ' '); \
+	@found=" $$(dpkg-query -W -f '$${db:Status-Abbrev}$${Package}\n' $(PEERS) 2>/dev/null | sed -n 's/^ii //p' | tr '\n' ' ')"; missing=; \
+	for package in $(PEERS); do \
+	  case "$$found" in *" $$package "*) ;; *) missing="$$missing $$package" ;; esac; \
+	done; \
 	test -z "$$missing" && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	else \
-	  echo "some tests will be skipped; to run them: sudo apt-get install --no-install-recommends $$missing"; \
+	  echo "some tests will be skipped; to run them: sudo apt-get install --no-install-recommends$$missing"; \
 	fi
 
 # Every real file of the shared data, decoded or the reason, beside DCMTK (one minute).

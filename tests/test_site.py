@@ -53,7 +53,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, lis
     with daemon(folder, f"sqlite:///{folder}/dicomai.db", free_port(), more=more) as running:
         images = [drawn(n, blobs.patient_of(running.database, n)) for n in range(IMAGES)]
         storescu(running.port, make.save(folder / "sent", images))
-        running.wait_idle(IMAGES)
         file = folder / "labels.csv"
         with file.open("w", newline="") as out:
             writer = csv.writer(out)
@@ -65,6 +64,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, lis
         assert done.returncode == 0, done.stderr
         correction = report(images[CORRECTED], "unsure")
         storescu(running.port, make.save(folder / "correction", [correction]))
+        running.wait_idle(IMAGES)
 
         def ended() -> bool:
             rows = runs.runs(running.database, 9)
